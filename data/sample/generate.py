@@ -1,0 +1,66 @@
+"""Write the sample data: small files with the schemas of the two published datasets.
+
+    python data/sample/generate.py [--out DIR]
+
+Reads instructions.yaml beside it; the word problems come from word_problems.py. The same code and
+the same pyarrow give the same bytes.
+"""
+
+import argparse
+import os
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from word_problems import word_problem_rows
+
+HERE = Path(__file__).resolve().parent
+SHARD = Path("data", "train-00000-of-00001.parquet")
+SEED = 17
+PER_KIND = 40
+
+LEVEL = pa.struct([("judge", pa.string()), ("level", pa.int64())])
+TRACE = pa.struct([
+    ("thought", pa.string()),
+    ("solution", pa.string()),
+    ("full_response", pa.string()),
+    ("teacher", pa.string()),
+    ("thought_correctness_verify", pa.bool_()),
+    ("Reasoning_Verbosity", LEVEL),
+    ("Cognitive_Difficulty", LEVEL),
+])
+OMNITHOUGHT = pa.schema([("question", pa.string()), ("reasoning", pa.list_(TRACE))])
+DISTILQWEN = pa.schema([("instruction", pa.string()), ("output", pa.string())])
+
+
+def instruction_rows(path: Path) -> list[dict]:
+    """Return DistilQwen rows (`instruction`, `output`) in the order of the YAML list."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def write_shard(rows: list[dict], schema: pa.Schema, path: Path) -> None:
+    """Write one zstd parquet file; a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial_path, compression="zstd", compression_level=9)
+    os.replace(partial_path, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the two datasets (default: this one)")
+    out_dir = parser.parse_args().out
+
+    problems = word_problem_rows(seed=SEED, per_kind=PER_KIND)
+    write_shard(problems, OMNITHOUGHT, out_dir / "OmniThought" / SHARD)
+    instructions = instruction_rows(HERE / "instructions.yaml")
+    random.Random(SEED).shuffle(instructions)  # the list is grouped by topic
+    write_shard(instructions, DISTILQWEN, out_dir / "DistilQwen_100k" / SHARD)
+    traces = sum(len(row["reasoning"]) for row in problems)
+    print(f"{out_dir}: {len(instructions)} instructions; {len(problems)} word problems with {traces} traces")
+
+
+if __name__ == "__main__":
+    main()

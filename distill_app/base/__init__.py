@@ -1,0 +1,1 @@
+"""The bundled teacher and the students' starting points, as ordinary checkpoints."""

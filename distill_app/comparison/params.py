@@ -1,0 +1,15 @@
+"""The `compare` section of params.yaml."""
+
+from pydantic import Field
+
+from distill_app.core.params import Section
+
+
+class CompareParams(Section):
+    """How much held-out data is asked, and how."""
+
+    system1_prompts: int = Field(ge=1)  # at most; all held-out records if there are fewer
+    system2_prompts: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)  # an answer ends here at the latest
+    batch_size: int = Field(ge=1)  # answers generated at a time
+    latency_prompts: int = Field(ge=1)  # prompts asked one by one for the latency

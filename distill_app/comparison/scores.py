@@ -1,0 +1,68 @@
+"""Scores of answers: overlap with the teacher, right final answers, reasoning steps."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from distill_app.core.models import Model, Tokenizer
+
+STEP = re.compile(r"=|^\s*(?:step\s*\d+|\d+[.)])", re.IGNORECASE)
+FINAL = re.compile(r"\\boxed|\banswer is\b|^\s*answer:", re.IGNORECASE)
+
+
+def overlap_score(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Return the corpus chrF of the answers, 0 to 100 (Popović 2015, as sacrebleu computes it)."""
+    from sacrebleu import corpus_chrf
+
+    return round(corpus_chrf(list(answers), [list(references)]).score, 2)
+
+
+def is_right(answer: str, reference: str) -> bool:
+    """Tell whether the final answer equals the reference's, as math-verify reads both.
+
+    A `\\boxed{}` answer counts before a bare number; where there are several, the last one.
+    """
+    from math_verify import parse, verify
+
+    gold = parse(reference, raise_on_error=False)
+    found = parse(answer, raise_on_error=False)
+    return bool(gold) and bool(found) and bool(verify(gold, found, raise_on_error=False))
+
+
+def count_steps(answer: str) -> int:
+    """Return how many lines or sentences of the answer calculate or are numbered, the final one aside."""
+    units = re.split(r"\n+|(?<=[.!?])\s+(?=[A-Z])", answer)
+    return sum(1 for unit in units if STEP.search(unit) and not FINAL.search(unit))
+
+
+def mean_token_loss(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], responses: Sequence[str]
+) -> float:
+    """Return the mean negative log-likelihood, in nats a token, of the responses given their prompts.
+
+    The end-of-sequence token counts; every token weighs the same, so long answers weigh more.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for prompt, response in zip(prompts, responses, strict=True):
+            head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            tail = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            ids = torch.tensor([head + tail], device=model.device)
+            logits = model(input_ids=ids, logits_to_keep=len(tail) + 1).logits[0, :-1].float()
+            target = torch.tensor(tail, device=model.device)
+            total += cross_entropy(logits, target, reduction="sum").item()
+            tokens += len(tail)
+    return total / tokens
+
+
+def summary_of_reasoning(answers: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the shares of right, multi-step and cut answers."""
+    count = len(answers)
+    return {
+        "accuracy": round(sum(a["right"] for a in answers) / count, 4),
+        "multi_step": round(sum(a["steps"] > 1 for a in answers) / count, 4),
+        "cut": round(sum(a["cut"] for a in answers) / count, 4),
+    }

@@ -1,0 +1,137 @@
+"""Reading and writing: JSON and record files, always whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill_app.core.errors import EmptyDataError
+
+Record = dict[str, str]
+RECORD_FIELDS = ("instruction", "input", "output")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what the JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON or not UTF-8; the line is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run the stage that writes it, or mend the path")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{path}: byte {err.start} is not UTF-8; save the file as UTF-8") from err
+    except json.JSONDecodeError as err:
+        raise ValueError(
+            f"{path}: line {err.lineno}, column {err.colno}: not JSON ({err.msg}); mend that line"
+        ) from err
+
+
+def save_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Write `data` as JSON in UTF-8, non-ASCII characters as they are; the old file stays until done.
+
+    Raises:
+        ValueError: the data holds text that UTF-8 cannot hold (a lone surrogate).
+    """
+    try:
+        content = (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise ValueError(
+            f"{path}: text with a lone surrogate at character {err.start} cannot be written as UTF-8;"
+            " clean that text"
+        ) from err
+    save_bytes(path, content)
+
+
+def save_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text in UTF-8; the old file stays until the new one is whole."""
+    save_bytes(path, text.encode("utf-8"))
+
+
+def save_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write beside the file, then rename: a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_of(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """Return the `{instruction, input, output}` records of a file, in order; other fields are dropped.
+
+    Raises:
+        EmptyDataError: the list has no record.
+        ValueError: it is no list, or a record lacks a field or has another type (its number, from 0).
+    """
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise ValueError(f"{path}: found {type(data).__name__}, expected a list of records")
+    if not data:
+        raise EmptyDataError(f"{path}: the list is empty, expected records; check the slice and filters")
+    return [_as_record(path, number, item) for number, item in enumerate(data)]
+
+
+def _as_record(path: str | os.PathLike[str], number: int, item: Any) -> Record:
+    if not isinstance(item, dict):
+        raise ValueError(f"{path}: record {number} is {type(item).__name__}, expected an object")
+    for field in RECORD_FIELDS:
+        if field not in item:
+            keys = ", ".join(map(str, item)) or "none"
+            raise ValueError(
+                f'{path}: record {number} has no "{field}" (keys: {keys}); add the field or drop it'
+            )
+        if not isinstance(item[field], str):
+            found = type(item[field]).__name__
+            raise ValueError(f'{path}: record {number}: "{field}" is {found}, expected text')
+    return {field: item[field] for field in RECORD_FIELDS}
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a scratch folder beside `path` that takes its place when the block ends well.
+
+    What stood at `path` is replaced only then; after an error or Ctrl-C it is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_of(path)
+    part.mkdir()
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+
+
+def require_free_space(path: str | os.PathLike[str], needed_bytes: int) -> None:
+    """Raise OSError in one line if the disk that holds `path` has less than `needed_bytes` free."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(
+            f"{path}: {free / 1e9:.1f} GB of disk free, about {needed_bytes / 1e9:.1f} GB needed;"
+            " free some space and run again"
+        )

@@ -1,0 +1,171 @@
+"""Loading models and saving checkpoints that both transformers 5 and 4.51 load."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from distill_app.core.files import require_free_space, save_json
+
+Model = Any  # transformers.PreTrainedModel; not imported here, so that this module stays light
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase
+Quantization = Literal["8bit", "4bit", "none"]
+
+
+def load_teacher(
+    model_name: str, quantization: Quantization = "8bit", revision: str | None = None
+) -> tuple[Model, Tokenizer]:
+    """Load a teacher from the Hub or a local folder; `pad_token` becomes `eos_token` if unset.
+
+    Args:
+        quantization: bitsandbytes' 8 or 4 bit, or "none" for bfloat16. 8 bit runs on a CPU too, slowly.
+
+    Raises:
+        FileNotFoundError: a local path that is no checkpoint.
+        OSError, ValueError: from transformers' `from_pretrained`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    _quiet()
+    _check_local(model_name)
+    options: dict[str, Any] = {"revision": revision, "dtype": torch.bfloat16}
+    if quantization == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif quantization == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    elif quantization != "none":
+        raise ValueError(f'quantization: found "{quantization}", expected "8bit", "4bit" or "none"')
+    if torch.cuda.is_available():
+        options["device_map"] = "auto"
+    tokenizer = _load_tokenizer(model_name, revision)
+    model = AutoModelForCausalLM.from_pretrained(model_name, **options)
+    return model.eval(), tokenizer
+
+
+def load_student(model_path: str) -> tuple[Model, Tokenizer]:
+    """Load a student from its checkpoint folder (a Hub id works too), bfloat16, on the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: a local path that is no checkpoint.
+        OSError, ValueError: from transformers' `from_pretrained`.
+    """
+    return load_teacher(model_path, quantization="none")
+
+
+def load_trainable(model_name: str) -> tuple[Model, Tokenizer]:
+    """Load a student to train: float32 master weights, on the CPU (the trainer moves it)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _quiet()
+    _check_local(model_name)
+    tokenizer = _load_tokenizer(model_name, None)
+    return AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32), tokenizer
+
+
+def save_checkpoint(model: Model, tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
+    """Write bfloat16 safetensors, config and tokenizer so that transformers 4.51 loads them as well.
+
+    transformers 5 names a tokenizer class that 4.51 lacks, moves `rope_theta` and the dtype where 4.51
+    does not look (it would take 10000 and garble the model in silence) and keeps the chat template in a
+    file of its own. The old keys are written beside the new ones.
+    """
+    import torch
+
+    folder = Path(folder)
+    model = model.to(torch.bfloat16)
+    require_free_space(folder, 2 * sum(p.numel() * p.element_size() for p in model.parameters()))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _add_old_config_keys(folder / "config.json")
+    _add_old_tokenizer_keys(folder, tokenizer)
+
+
+def _add_old_config_keys(path: Path) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+        if rope.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
+    config.setdefault("torch_dtype", config.get("dtype", "bfloat16"))
+    save_json(path, config)
+
+
+def _add_old_tokenizer_keys(folder: Path, tokenizer: Tokenizer) -> None:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("is_local", "local_files_only", "backend", "name_or_path"):  # of this run, not the model
+        config.pop(key, None)
+    if tokenizer.chat_template:
+        config["chat_template"] = tokenizer.chat_template
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    save_json(path, config)
+
+
+def check_checkpoint(folder: str | os.PathLike[str]) -> None:
+    """Make sure that a folder holds whole weights and a tokenizer, by reading their headers and loading it.
+
+    Raises:
+        FileNotFoundError: something is missing.
+        ValueError: something is there but cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    _check_local(str(folder))
+    weights = sorted(folder.glob("*.safetensors"))
+    for needed, found in (("*.safetensors", weights), ("tokenizer", list(folder.glob("tokenizer*")))):
+        if not found:
+            raise FileNotFoundError(f"{folder}: no {needed} file; the checkpoint is not whole")
+    for path in weights:
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+        except (SafetensorError, OSError) as err:
+            raise ValueError(f"{path}: unreadable weights ({err}); train or pull it again") from err
+        if not names:
+            raise ValueError(f"{path}: no tensor in the file; train or pull it again")
+    _load_tokenizer(str(folder), None)
+
+
+def is_local_path(model_name: str) -> bool:
+    """Tell a local path from a Hub id: it exists, has a path's shape, or its parent folder exists."""
+    path = Path(model_name)
+    has_parent = path.parent != Path(".") and path.parent.is_dir()
+    return path.exists() or path.is_absolute() or model_name.startswith(".") or has_parent
+
+
+def _check_local(model_name: str) -> None:
+    if not is_local_path(model_name):
+        return
+    if not Path(model_name).is_dir():
+        raise FileNotFoundError(f"{model_name}: no such model folder; train it, pull it or mend the path")
+    if not (Path(model_name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{model_name}: no config.json in it, so it is no checkpoint; train it, pull it (dvc pull)"
+            " or mend the path"
+        )
+
+
+def _load_tokenizer(model_name: str, revision: str | None) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _quiet() -> None:
+    """Progress bars of weight loading drown a stage's own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,1 @@
+"""EasyDistill's contract: writing its configs, running its trainer or ours."""

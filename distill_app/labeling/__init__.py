@@ -1,0 +1,1 @@
+"""Asking models: the engine that generates, the teacher's labels, a student's replies."""

@@ -1,0 +1,151 @@
+"""The side of a text in the held-out split depends on the text and the seed alone."""
+
+import random
+
+import pytest
+
+from distill_app.core.files import Record
+from distill_app.data.heldout import first_of_each_text, normalise, overlap, split_heldout
+
+
+def record(instruction: str, input_text: str = "", output: str = "") -> Record:
+    return {"instruction": instruction, "input": input_text, "output": output}
+
+
+RECORDS = [record(f"question {number}") for number in range(1000)]
+
+
+def texts(records: list[Record]) -> set[str]:
+    return {item["instruction"] for item in records}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Hello,  World!", "hello world"),
+        ("ﬁve ＡＢＣ", "five abc"),
+        ("Straße", "STRASSE"),
+        ("zero\u200bwidth \u202bשלום\u202c", "zerowidth שלום"),
+        ("a\u00a0b\u3000c\n", "a b c"),
+        ("e\u0301", "é"),
+        ("你好，世界。", "你好 世界"),
+    ],
+)
+def test_texts_that_look_alike_are_normalised_to_the_same(one: str, other: str) -> None:
+    assert normalise(one) == normalise(other) != ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("1 apple", "2 apples"), ("3 + 4", "3 = 4"), ("कि", "क")]
+)
+def test_digits_symbols_and_vowel_signs_are_kept(one: str, other: str) -> None:
+    assert normalise(one) != normalise(other)
+
+
+def test_normalising_twice_changes_nothing() -> None:
+    for text in ("Hello, World!", "İstanbul ﬁ ͅ", "ǰ ᾳ ΰ", "..."):
+        assert normalise(normalise(text)) == normalise(text)
+
+
+def test_the_split_keeps_every_record_once_and_in_order() -> None:
+    train, heldout = split_heldout(RECORDS, 0.1, 0)
+    position = {item["instruction"]: number for number, item in enumerate(RECORDS)}
+    for side in (train, heldout):
+        assert [position[item["instruction"]] for item in side] == sorted(
+            position[item["instruction"]] for item in side
+        )
+    assert texts(train) | texts(heldout) == texts(RECORDS)
+    assert len(train) + len(heldout) == len(RECORDS)
+    assert overlap(train, heldout) == 0
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
+def test_the_held_out_share_is_near_the_fraction(fraction: float) -> None:
+    heldout = split_heldout(RECORDS, fraction, 0)[1]
+    assert abs(len(heldout) - 1000 * fraction) < 60  # 4 standard deviations at most
+
+
+def test_growing_a_slice_keeps_every_held_out_text_held_out() -> None:
+    small_train, small_heldout = split_heldout(RECORDS[:300], 0.1, 5)
+    train, heldout = split_heldout(RECORDS, 0.1, 5)
+    assert texts(small_heldout) <= texts(heldout) and texts(small_train) <= texts(train)
+    assert len(small_heldout) > 1
+
+
+def test_the_order_of_the_records_does_not_matter() -> None:
+    shuffled = random.Random(0).sample(RECORDS, len(RECORDS))
+    assert texts(split_heldout(shuffled, 0.1, 5)[1]) == texts(split_heldout(RECORDS, 0.1, 5)[1])
+
+
+def test_another_seed_holds_out_other_texts() -> None:
+    one, other = (texts(split_heldout(RECORDS, 0.2, seed)[1]) for seed in (0, 1))
+    assert one != other and one & other
+
+
+def test_a_bigger_fraction_holds_out_the_same_texts_and_more() -> None:
+    assert texts(split_heldout(RECORDS, 0.1, 0)[1]) < texts(split_heldout(RECORDS, 0.2, 0)[1])
+
+
+def test_the_split_is_the_same_on_every_machine_and_python() -> None:
+    heldout = split_heldout(RECORDS[:60], 0.1, 0)[1]
+    assert [item["instruction"] for item in heldout] == ["question 4", "question 20", "question 33"]
+
+
+def test_all_spellings_of_a_text_fall_on_one_side() -> None:
+    records = [
+        spelled
+        for number in range(50)
+        for spelled in (
+            record(f"Question {number}?", "Why", "first"),
+            record(f" question {number}", "why!", "second"),
+        )
+    ]
+    train, heldout = split_heldout(records, 0.3, 0)
+    assert overlap(train, heldout) == 0
+    assert len(heldout) % 2 == 0 and heldout and train
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("fraction", [1e-9, 0.999999999])
+def test_two_texts_leave_no_side_empty(fraction: float, seed: int) -> None:
+    records = [record("a"), record("b"), record("A!")]
+    train, heldout = split_heldout(records, fraction, seed)
+    assert train and heldout and overlap(train, heldout) == 0
+    assert split_heldout(records, fraction, seed) == (train, heldout)
+    assert split_heldout(records[::-1], fraction, seed)[1] == heldout[::-1]
+
+
+def test_the_one_text_that_is_forced_out_is_the_first_that_a_bigger_fraction_takes() -> None:
+    forced = texts(split_heldout(RECORDS[:20], 1e-9, 0)[1])
+    assert len(forced) == 1
+    assert forced <= texts(split_heldout(RECORDS[:20], 0.2, 0)[1])
+
+
+def test_a_single_text_stays_whole_and_no_record_is_no_error() -> None:
+    train, heldout = split_heldout([record("a"), record("A")], 0.5, 0)
+    assert sorted([len(train), len(heldout)]) == [0, 2]
+    assert split_heldout([], 0.5, 0) == ([], [])
+
+
+def test_a_fraction_of_nothing_holds_out_nothing() -> None:
+    assert split_heldout(RECORDS, 0, 0) == (RECORDS, [])
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
+def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
+    with pytest.raises(
+        ValueError, match=r"heldout_fraction: found .*, expected 0 or more and less"
+    ):
+        split_heldout(RECORDS, fraction, 0)
+
+
+def test_overlap_counts_the_held_out_records_that_train_has_too() -> None:
+    train = [record("Hello, world"), record("other")]
+    heldout = [record("hello world!"), record("HELLO WORLD"), record("new")]
+    assert overlap(train, heldout) == 2
+    assert overlap([], heldout) == overlap(train, []) == 0
+
+
+def test_the_first_record_of_each_text_is_kept() -> None:
+    records = [record("A", output="1"), record("b", output="2"), record("a!", output="3")]
+    assert [item["output"] for item in first_of_each_text(records)] == ["1", "2"]
