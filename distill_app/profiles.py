@@ -46,6 +46,7 @@ def use_profile(name: str, folder: str = "profiles", params: str = "params.yaml"
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--", params], capture_output=True, text=True, check=False
     ).stdout.strip()
-    if changed and Path(params).read_text() != source.read_text():
+    profiles = [path.read_bytes() for path in Path(folder).glob("*.yaml")]
+    if changed and Path(params).read_bytes() not in profiles:
         raise ValueError(f"{params}: uncommitted edits would be lost; commit or undo them first")
     save_text(params, source.read_text(encoding="utf-8"))

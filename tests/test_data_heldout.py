@@ -23,7 +23,7 @@ def texts(records: list[Record]) -> set[str]:
     ("one", "other"),
     [
         ("Hello,  World!", "hello world"),
-        ("ﬁve ＡＢＣ", "five abc"),
+        ("ﬁve ＡＢＣ 𝐀", "five abc a"),
         ("Straße", "STRASSE"),
         ("zero\u200bwidth \u202bשלום\u202c", "zerowidth שלום"),
         ("a\u00a0b\u3000c\n", "a b c"),
@@ -35,9 +35,7 @@ def test_texts_that_look_alike_are_normalised_to_the_same(one: str, other: str) 
     assert normalise(one) == normalise(other) != ""
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("1 apple", "2 apples"), ("3 + 4", "3 = 4"), ("कि", "क")]
-)
+@pytest.mark.parametrize(("one", "other"), [("1 apple", "2 apples"), ("3 + 4", "3 = 4"), ("कि", "क")])
 def test_digits_symbols_and_vowel_signs_are_kept(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
 
@@ -133,9 +131,7 @@ def test_a_fraction_of_nothing_holds_out_nothing() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
-    with pytest.raises(
-        ValueError, match=r"heldout_fraction: found .*, expected 0 or more and less"
-    ):
+    with pytest.raises(ValueError, match=r"heldout_fraction: found .*, expected 0 or more and less"):
         split_heldout(RECORDS, fraction, 0)
 
 

@@ -27,6 +27,12 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_dir = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache_dir)
+
+
 def row(instruction: object, **others: object) -> dict:
     return {"instruction": instruction, **others}
 
@@ -56,9 +62,7 @@ def test_what_is_kept_can_be_written_and_read_back(tmp_path: Path) -> None:
 
 
 def test_a_missing_input_or_output_column_is_empty_text() -> None:
-    assert read_instructions([row("a")]).records == [
-        {"instruction": "a", "input": "", "output": ""}
-    ]
+    assert read_instructions([row("a")]).records == [{"instruction": "a", "input": "", "output": ""}]
 
 
 def test_the_first_of_a_duplicate_stays() -> None:
@@ -115,9 +119,7 @@ def test_preparing_twice_gives_the_same() -> None:
 def test_nothing_left_says_which_filter_took_how_many(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"instruction": 1}, {"instruction": 2}]), encoding="utf-8")
-    with pytest.raises(
-        EmptyDataError, match=r"train: none of 2 rows is left \(dropped: 2 not text"
-    ):
+    with pytest.raises(EmptyDataError, match=r"train: none of 2 rows is left \(dropped: 2 not text"):
         prepare_instructions(str(path), "train", None, 0.1, 0)
 
 
@@ -133,6 +135,4 @@ def test_mixed_types_in_a_json_column_are_counted_not_fatal(tmp_path: Path) -> N
 @pytest.mark.parametrize("fraction", [-0.1, 1.0])
 def test_the_params_refuse_a_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(ValueError, match="heldout_fraction"):
-        PrepareS1Params(
-            dataset="a/b", revision=None, slice="train", heldout_fraction=fraction, seed=0
-        )
+        PrepareS1Params(dataset="a/b", revision=None, slice="train", heldout_fraction=fraction, seed=0)

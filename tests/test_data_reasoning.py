@@ -17,6 +17,12 @@ OPEN = LevelBounds()
 SCHEMA = r"^Unexpected OmniThought schema, please inspect omni\[0\] \(columns: "
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_dir = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache_dir)
+
+
 def trace(output: str | None = "ok", rv: object = 3, cd: object = 3, ok: object = True) -> dict:
     return {
         "thought": "think",
@@ -183,9 +189,7 @@ def test_every_flat_column_pair_is_read(asked: str, told: str) -> None:
 
 def test_a_flat_row_gives_its_first_filled_columns() -> None:
     row = {"instruction": "", "question": "q", "cot": None, "output": " ", "response": "r"}
-    assert select_traces([row], OPEN, OPEN).records == [
-        {"instruction": "q", "input": "", "output": "r"}
-    ]
+    assert select_traces([row], OPEN, OPEN).records == [{"instruction": "q", "input": "", "output": "r"}]
 
 
 def test_hostile_rows_are_dropped_and_counted() -> None:
@@ -279,9 +283,7 @@ def test_growing_the_slice_keeps_every_held_out_question_held_out() -> None:
 
 
 def test_nothing_left_says_which_filter_took_how_many() -> None:
-    with pytest.raises(
-        EmptyDataError, match=r"none of 100 rows with \d+ traces .*RV out of bounds"
-    ):
+    with pytest.raises(EmptyDataError, match=r"none of 100 rows with \d+ traces .*RV out of bounds"):
         prepare(rv_min=0, rv_max=0)
 
 

@@ -58,13 +58,18 @@ def test_regenerating_gives_the_rows_in_git(regenerated_dir: Path, shard: str) -
 
 @pytest.mark.parametrize("shard", SHARDS)
 def test_regenerating_gives_the_bytes_in_git(regenerated_dir: Path, shard: str) -> None:
-    if pq.read_metadata(regenerated_dir / shard).created_by != pq.read_metadata(SAMPLE_DIR / shard).created_by:
+    if (
+        pq.read_metadata(regenerated_dir / shard).created_by
+        != pq.read_metadata(SAMPLE_DIR / shard).created_by
+    ):
         pytest.skip("another pyarrow version wrote the files in git")
     assert (regenerated_dir / shard).read_bytes() == (SAMPLE_DIR / shard).read_bytes()
 
 
 def test_generating_leaves_only_the_two_shards(regenerated_dir: Path) -> None:
-    written = sorted(str(path.relative_to(regenerated_dir)) for path in regenerated_dir.rglob("*") if path.is_file())
+    written = sorted(
+        str(path.relative_to(regenerated_dir)) for path in regenerated_dir.rglob("*") if path.is_file()
+    )
     assert written == SHARDS
 
 
@@ -82,7 +87,9 @@ def test_every_equation_of_a_verified_trace_is_true(problems: list[dict]) -> Non
                 assert holds(*equation), f"{equation} in {trace['thought']}"
 
 
-def test_the_verified_traces_of_a_question_agree_and_the_others_do_not(problems: list[dict]) -> None:
+def test_the_verified_traces_of_a_question_agree_and_the_others_do_not(
+    problems: list[dict],
+) -> None:
     for problem in problems:
         answers = {boxed(trace) for trace in verified(problem)}
         assert len(answers) == 1, problem["question"]
@@ -97,7 +104,9 @@ def test_every_question_has_two_to_four_different_traces(problems: list[dict]) -
         assert len(set(responses)) == len(responses), problem["question"]
 
 
-def test_every_question_has_a_concise_verified_trace_of_20_to_60_words(problems: list[dict]) -> None:
+def test_every_question_has_a_concise_verified_trace_of_20_to_60_words(
+    problems: list[dict],
+) -> None:
     for problem in problems:
         concise = [trace for trace in verified(problem) if is_concise(trace)]
         assert any(trace["thought"].startswith("Step 1: ") for trace in concise), problem["question"]
@@ -120,7 +129,9 @@ def test_the_levels_of_the_traces_span_the_scale(problems: list[dict]) -> None:
         assert {trace[field]["level"] for trace in all_traces(problems)} == set(range(1, 10))
 
 
-def test_the_word_problems_are_of_sixteen_kinds_and_each_kind_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_word_problems_are_of_sixteen_kinds_and_each_kind_varies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(SAMPLE_DIR)
     import word_problems
 

@@ -107,9 +107,7 @@ def test_csv_rows_with_more_cells_than_the_header_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
-def test_a_changed_file_of_the_same_name_size_and_time_is_read_anew(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_changed_file_of_the_same_name_size_and_time_is_read_anew(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     for text in ("old", "new"):
         if path.suffix == ".parquet":
@@ -161,9 +159,7 @@ def test_a_missing_local_path_is_not_taken_for_a_hub_id(
     dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(
-        FileNotFoundError, match=f"^{dataset}: no such file or folder; mend the path"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"^{dataset}: no such file or folder; mend the path"):
         load_rows(dataset, "train")
 
 

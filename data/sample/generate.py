@@ -22,15 +22,17 @@ SEED = 17
 PER_KIND = 40
 
 LEVEL = pa.struct([("judge", pa.string()), ("level", pa.int64())])
-TRACE = pa.struct([
-    ("thought", pa.string()),
-    ("solution", pa.string()),
-    ("full_response", pa.string()),
-    ("teacher", pa.string()),
-    ("thought_correctness_verify", pa.bool_()),
-    ("Reasoning_Verbosity", LEVEL),
-    ("Cognitive_Difficulty", LEVEL),
-])
+TRACE = pa.struct(
+    [
+        ("thought", pa.string()),
+        ("solution", pa.string()),
+        ("full_response", pa.string()),
+        ("teacher", pa.string()),
+        ("thought_correctness_verify", pa.bool_()),
+        ("Reasoning_Verbosity", LEVEL),
+        ("Cognitive_Difficulty", LEVEL),
+    ]
+)
 OMNITHOUGHT = pa.schema([("question", pa.string()), ("reasoning", pa.list_(TRACE))])
 DISTILQWEN = pa.schema([("instruction", pa.string()), ("output", pa.string())])
 
@@ -44,13 +46,19 @@ def write_shard(rows: list[dict], schema: pa.Schema, path: Path) -> None:
     """Write one zstd parquet file; a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial_path, compression="zstd", compression_level=9)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schema), partial_path, compression="zstd", compression_level=9
+    )
     os.replace(partial_path, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for the two datasets (default: this one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder for the two datasets (default: this one)"
+    )
     out_dir = parser.parse_args().out
 
     problems = word_problem_rows(seed=SEED, per_kind=PER_KIND)

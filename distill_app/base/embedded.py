@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from distill_app.core.models import Model, Tokenizer, load_student
+from distill_app.core.models import Model, Tokenizer, load_student, quiet_transformers
 
 
 def load_base_teacher(source: str) -> tuple[Model, Tokenizer]:
@@ -17,6 +17,7 @@ def load_base_teacher(source: str) -> tuple[Model, Tokenizer]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    quiet_transformers()
     path = packaged_file(source)
     folder, name = str(path.parent), path.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)

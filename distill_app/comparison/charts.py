@@ -45,9 +45,7 @@ def bar_chart(bars: Sequence[Bar]) -> str:
         x=alt.X("value:Q", scale=scale, axis=None), color=colour
     )
     spread = base.mark_rule(color=INK, strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
-    figures = base.mark_text(color=INK, align="left", dx=6, fontSize=13).encode(
-        x="end:Q", text="text:N"
-    )
+    figures = base.mark_text(color=INK, align="left", dx=6, fontSize=13).encode(x="end:Q", text="text:N")
     return _svg((body + spread + figures).properties(width=190, height=alt.Step(26)))
 
 

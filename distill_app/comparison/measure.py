@@ -53,7 +53,9 @@ def measure_system(
     for role in ROLES:
         model, tokenizer = _load(models, role)
         prompts = _prompts(tokenizer, role, mode, records)
-        answers, speed = _ask(model, tokenizer, prompts, params, f"compare {mode} {role}")
+        sampling = Sampling(params.max_new_tokens)
+        label = f"compare {mode} {role}"
+        answers = generate(model, tokenizer, prompts, sampling, params.batch_size, label)
         if mode == "system1":
             found = _score_instructions(model, tokenizer, role, prompts, answers, records)
             texts: list[dict[str, Any]] = [{"text": a.text} for a in answers]
@@ -61,7 +63,7 @@ def measure_system(
             texts = [_judged(a, r) for a, r in zip(answers, records, strict=True)]
             found = summary_of_reasoning(texts)
         size = {"parameters": model.num_parameters(), "bytes": _bytes_of(model, models, role)}
-        scores[role] = {**found, **speed, **size}
+        scores[role] = {**found, **_speed(model, tokenizer, prompts, params), **size}
         for row, text in zip(rows, texts, strict=True):
             row[role] = text
     return scores, rows
@@ -78,30 +80,29 @@ def _row(record: Record) -> dict[str, Any]:
     return {"prompt": prompt, "reference": record["output"]}
 
 
-def _prompts(
-    tokenizer: Tokenizer, role: str, mode: Mode, records: Sequence[Record]
-) -> list[str]:
+def _prompts(tokenizer: Tokenizer, role: str, mode: Mode, records: Sequence[Record]) -> list[str]:
     if role == "teacher":
         return [teacher_prompt(tokenizer, r["instruction"], r["input"], mode) for r in records]
     return [format_prompt(r["instruction"], r["input"], mode) for r in records]
 
 
-def _ask(
-    model: Model, tokenizer: Tokenizer, prompts: list[str], params: CompareParams, label: str
-) -> tuple[list[Answer], dict[str, float]]:
-    """Return greedy answers, and the speed: tokens per second in batches, seconds for one answer alone."""
-    sampling = Sampling(params.max_new_tokens)
-    start = time.perf_counter()
-    answers = generate(model, tokenizer, prompts, sampling, params.batch_size, label)
-    rate = sum(a.tokens for a in answers) / (time.perf_counter() - start)
-    alone = []
-    for prompt in prompts[: params.latency_prompts]:
+def _speed(model: Model, tokenizer: Tokenizer, prompts: list[str], params: CompareParams) -> dict[str, float]:
+    """Return tokens per second of all prompts in batches, and the median seconds for one alone.
+
+    Every model does the same work, `speed_tokens` a prompt, however soon its own answers would end.
+    """
+    sampling = Sampling(params.speed_tokens, stop_at_eos=False)
+
+    def seconds(some: list[str]) -> float:
         start = time.perf_counter()
-        generate(model, tokenizer, [prompt], sampling)
-        alone.append(time.perf_counter() - start)
-    return answers, {
-        "tokens_per_sec": round(rate, 1),
-        "latency_sec": round(statistics.median(alone), 3),
+        generate(model, tokenizer, some, sampling, params.batch_size)
+        return time.perf_counter() - start
+
+    together = seconds(prompts)
+    alone = statistics.median(seconds([p]) for p in prompts[: params.latency_prompts])
+    return {
+        "tokens_per_sec": round(len(prompts) * params.speed_tokens / together, 1),
+        "latency_sec": round(alone, 3),
     }
 
 

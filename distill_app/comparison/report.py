@@ -66,8 +66,15 @@ SYSTEMS = {
     "system2": System("System 2", "step-by-step reasoning"),
 }
 COSTS = (
-    Metric("tokens_per_sec", "Speed", "speed", "generated in batches", "↑", _speed),
-    Metric("latency_sec", "Latency", "latency", "median, one prompt alone", "↓", "{:.2f} s".format),
+    Metric("tokens_per_sec", "Speed", "speed", "generated in batches, equal lengths", "↑", _speed),
+    Metric(
+        "latency_sec",
+        "Latency",
+        "latency",
+        "for equal lengths, one prompt alone",
+        "↓",
+        "{:.2f} s".format,
+    ),
     Metric("parameters", "Parameters", "params", "weights in the model", "↓", _count, False),
     Metric("bytes", "Size", "size", "of the weights", "↓", _size, False),
 )

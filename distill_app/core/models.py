@@ -27,7 +27,7 @@ def load_teacher(
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    _quiet()
+    quiet_transformers()
     _check_local(model_name)
     options: dict[str, Any] = {"revision": revision, "dtype": torch.bfloat16}
     if quantization == "8bit":
@@ -60,7 +60,7 @@ def load_trainable(model_name: str) -> tuple[Model, Tokenizer]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    _quiet()
+    quiet_transformers()
     _check_local(model_name)
     tokenizer = _load_tokenizer(model_name, None)
     return AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32), tokenizer
@@ -75,6 +75,7 @@ def save_checkpoint(model: Model, tokenizer: Tokenizer, folder: str | os.PathLik
     """
     import torch
 
+    quiet_transformers()
     folder = Path(folder)
     model = model.to(torch.bfloat16)
     require_free_space(folder, 2 * sum(p.numel() * p.element_size() for p in model.parameters()))
@@ -101,7 +102,12 @@ def _add_old_tokenizer_keys(folder: Path, tokenizer: Tokenizer) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("is_local", "local_files_only", "backend", "name_or_path"):  # of this run, not the model
+    for key in (
+        "is_local",
+        "local_files_only",
+        "backend",
+        "name_or_path",
+    ):  # of this run, not the model
         config.pop(key, None)
     if tokenizer.chat_template:
         config["chat_template"] = tokenizer.chat_template
@@ -121,7 +127,10 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     _check_local(str(folder))
     weights = sorted(folder.glob("*.safetensors"))
-    for needed, found in (("*.safetensors", weights), ("tokenizer", list(folder.glob("tokenizer*")))):
+    for needed, found in (
+        ("*.safetensors", weights),
+        ("tokenizer", list(folder.glob("tokenizer*"))),
+    ):
         if not found:
             raise FileNotFoundError(f"{folder}: no {needed} file; the checkpoint is not whole")
     for path in weights:
@@ -163,8 +172,8 @@ def _load_tokenizer(model_name: str, revision: str | None) -> Tokenizer:
     return tokenizer
 
 
-def _quiet() -> None:
-    """Progress bars of weight loading drown a stage's own lines."""
+def quiet_transformers() -> None:
+    """Turn off transformers' progress bars, which drown a stage's own lines."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -35,9 +35,7 @@ def normalise(text: str) -> str:
     return " ".join(folded.translate(_FOLDS).split())
 
 
-def split_heldout(
-    records: Sequence[Record], fraction: float, seed: int
-) -> tuple[list[Record], list[Record]]:
+def split_heldout(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
     """Return (train, heldout), both in the order of `records`.
 
     A record's side depends on its normalised instruction and input and on the seed alone: it stays

@@ -24,9 +24,7 @@ class LevelBounds:
 
     def __post_init__(self) -> None:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(
-                f"level bounds: minimum {self.min} is over maximum {self.max}; swap them"
-            )
+            raise ValueError(f"level bounds: minimum {self.min} is over maximum {self.max}; swap them")
 
     @property
     def is_set(self) -> bool:
@@ -201,9 +199,7 @@ def _as_record(trace: _Trace) -> Record:
 def _traces_of(row: Mapping[str, Any], verified_only: bool) -> Iterator[_Trace]:
     if "question" in row and "reasoning" in row:
         yield from _nested_traces(row, verified_only)
-    elif any(name in row for name in QUESTION_COLUMNS) and any(
-        name in row for name in TRACE_COLUMNS
-    ):
+    elif any(name in row for name in QUESTION_COLUMNS) and any(name in row for name in TRACE_COLUMNS):
         yield _Trace(
             instruction=_first_filled(row, QUESTION_COLUMNS),
             input=row.get("input"),
@@ -243,9 +239,7 @@ def _nested_traces(row: Mapping[str, Any], verified_only: bool) -> Iterator[_Tra
 
 def _first_filled(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     values = (row.get(name) for name in names)
-    return next(
-        (v for v in values if v is not None and not (isinstance(v, str) and not v.strip())), None
-    )
+    return next((v for v in values if v is not None and not (isinstance(v, str) and not v.strip())), None)
 
 
 def _nested_level(annotation: Any) -> float | None:
@@ -260,6 +254,4 @@ def _level(value: Any) -> float | None:
 
 def _schema_error(columns: Iterable[str], fault: str) -> SchemaError:
     names = ", ".join(columns) or "none"
-    return SchemaError(
-        f"Unexpected OmniThought schema, please inspect omni[0] (columns: {names}): {fault}"
-    )
+    return SchemaError(f"Unexpected OmniThought schema, please inspect omni[0] (columns: {names}): {fault}")

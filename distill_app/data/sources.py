@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}  # else the text "NA" is read as null
-SLICE_HELP = (
-    "expected rows of a split, such as train[:1000], train[10%:20%] or train[:5]+train[-5:]"
-)
+SLICE_HELP = "expected rows of a split, such as train[:1000], train[10%:20%] or train[:5]+train[-5:]"
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ def load_rows(dataset: str, slice_str: str, revision: str | None = None) -> "Dat
     return _load_from_hub(dataset, slice_str, revision)
 
 
-def iter_rows(
-    dataset: str, slice_str: str, revision: str | None = None
-) -> Iterator[Mapping[str, Any]]:
+def iter_rows(dataset: str, slice_str: str, revision: str | None = None) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of `load_rows`; one that cannot be decoded raises ValueError by its number."""
     rows = iter(load_rows(dataset, slice_str, revision))
     for number in itertools.count():
@@ -110,9 +106,7 @@ def _is_local(dataset: str) -> bool:
 
 def _load_local(dataset: str, slice_str: str, revision: str | None) -> "Dataset":
     if revision is not None:
-        raise ValueError(
-            f"{dataset}: a local path has no revision, found {revision}; set it to null"
-        )
+        raise ValueError(f"{dataset}: a local path has no revision, found {revision}; set it to null")
     path = Path(dataset).expanduser().absolute()
     files = _data_files(dataset, path)
     # `datasets` knows a local file by path and mtime alone. A file replaced within one tick of the
@@ -226,9 +220,7 @@ def _data_files(dataset: str, path: Path) -> list[Path]:
     else:
         files = sorted(f for f in path.rglob("*") if f.suffix in READERS and f.is_file())
     if not files:
-        raise FileNotFoundError(
-            f"{dataset}: the folder holds no data file ({kinds}); fetch it first"
-        )
+        raise FileNotFoundError(f"{dataset}: the folder holds no data file ({kinds}); fetch it first")
     for file in files:
         if file.stat().st_size == 0:
             raise EmptyDataError(f"{file}: the file is empty (0 bytes); fetch it again")

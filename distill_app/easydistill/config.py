@@ -97,9 +97,7 @@ def write_system2_config(
     return _write(config_path, config, backend)
 
 
-def _training(
-    out_dir: str, num_epochs: float, training: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _training(out_dir: str, num_epochs: float, training: Mapping[str, Any] | None) -> dict[str, Any]:
     options = {"output_dir": out_dir, "num_train_epochs": num_epochs}
     return {**options, **TRAINING_DEFAULTS, **(training or {})}
 

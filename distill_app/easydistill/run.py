@@ -41,8 +41,10 @@ def run_easy_distill(config_path: str, backend: str | None = None) -> int:
             scratch_config = _isolated_config(config, Path(scratch))
             return _run(["easydistill", "--config", scratch_config], config["training"]["output_dir"])
     except (ValueError, OSError, KeyError, TypeError) as err:
-        print(f"error: {config_path}: {err!r}" if isinstance(err, KeyError) else f"error: {err}",
-              file=sys.stderr)
+        print(
+            f"error: {config_path}: {err!r}" if isinstance(err, KeyError) else f"error: {err}",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -74,8 +76,10 @@ def _run(command: list[str], output_dir: str) -> int:
             raise ValueError(f"{output_dir}: the weights are older than this run")
     except (ValueError, OSError) as err:
         last = "\n".join(tail)
-        print(f"{last}\nerror: {' '.join(command)}: exit code 0, but no new checkpoint: {err}",
-              file=sys.stderr)
+        print(
+            f"{last}\nerror: {' '.join(command)}: exit code 0, but no new checkpoint: {err}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -111,8 +115,7 @@ def _isolated_config(config: dict[str, Any], scratch: Path) -> str:
     """
     records = read_records(config["dataset"]["labeled_path"])
     folded = [
-        {"instruction": user_content(r["instruction"], r["input"]), "output": r["output"]}
-        for r in records
+        {"instruction": user_content(r["instruction"], r["input"]), "output": r["output"]} for r in records
     ]
     save_json(scratch / "labeled.json", folded)
     student = config["models"]["student"]

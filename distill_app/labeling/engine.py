@@ -30,6 +30,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stop_at_eos: bool = True  # False always generates max_new_tokens, for measuring speed
 
 
 def generate(
@@ -92,6 +93,7 @@ def _generate_batch(
     rows = list(range(len(prompts)))  # the prompt that each row of the running batch answers
     outputs: list[list[int]] = [[] for _ in prompts]
     cache = DynamicCache(config=model.config)
+    eos = tokenizer.eos_token_id if sampling.stop_at_eos else None
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     for _ in range(sampling.max_new_tokens):
         logits = model(
@@ -103,7 +105,7 @@ def _generate_batch(
             logits_to_keep=1,
         ).logits[:, -1]
         tokens = _choose(logits, [generators[i] for i in rows] if generators else [], sampling)
-        running = _append(outputs, rows, tokens.tolist(), tokenizer.eos_token_id)
+        running = _append(outputs, rows, tokens.tolist(), eos)
         if not running:
             break
         if len(running) < SHRINK_BELOW * len(rows):
@@ -116,7 +118,7 @@ def _generate_batch(
     return outputs
 
 
-def _append(outputs: list[list[int]], rows: list[int], tokens: list[int], eos: int) -> list[int]:
+def _append(outputs: list[list[int]], rows: list[int], tokens: list[int], eos: int | None) -> list[int]:
     """Add each row's token unless its answer has ended; return the rows of the batch still running."""
     running = []
     for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -165,7 +167,7 @@ class _Progress:
         self.done += answers
         self.tokens += tokens
         now = time.monotonic()
-        if self.label and now - self.reported > REPORT_EVERY_SEC:
+        if self.label and self.done < self.total and now - self.reported > REPORT_EVERY_SEC:
             self.reported = now
             left = (now - self.start) / self.done * (self.total - self.done)
             self._print(f"about {left:.0f} s left")

@@ -6,7 +6,11 @@ from distill_app.labeling.engine import Sampling, generate
 
 
 def infer_student(
-    model: Model, tokenizer: Tokenizer, prompt: str, mode: Mode = "system1", max_new_tokens: int = 256
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    mode: Mode = "system1",
+    max_new_tokens: int = 256,
 ) -> str:
     """Return the student's reply to `prompt`, likeliest token by token, without the prompt.
 

@@ -46,9 +46,7 @@ def ask_teacher(
     label: str = "",
 ) -> list[Answer]:
     """Return one answer an item; identical prompts are asked once."""
-    prompts = [
-        teacher_prompt(tokenizer, i["instruction"], i.get("input") or "", mode) for i in items
-    ]
+    prompts = [teacher_prompt(tokenizer, i["instruction"], i.get("input") or "", mode) for i in items]
     unique = list(dict.fromkeys(prompts))
     answers = generate(model, tokenizer, unique, sampling, batch_size, label)
     by_prompt = dict(zip(unique, answers, strict=True))

@@ -29,7 +29,9 @@ class Template:
         template = jinja2.Environment().from_string(self.source)
         content = user_content(record["instruction"], record["input"])
         prompt = template.render(
-            message={"role": "user", "content": content}, add_generation_prompt=True, add_output=False
+            message={"role": "user", "content": content},
+            add_generation_prompt=True,
+            add_output=False,
         )
         text = template.render(
             message={"content": content, "output": record["output"]},

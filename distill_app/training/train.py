@@ -3,6 +3,7 @@
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def train_student(config_path: str) -> str:
     Raises:
         ValueError, FileNotFoundError: in config, data or model; one line.
     """
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that TRL still uses
     job = read_job(config_path)
     template = read_template(job.dataset.get("template"))
     records = _labelled_records(job)

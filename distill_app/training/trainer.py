@@ -27,7 +27,7 @@ class ResponseTrainer(SFTTrainer):
     ) -> Any:
         """Return the summed token loss over `num_items_in_batch`, the labels of the whole step: so that
         gradient accumulation weighs tokens, not micro-batches."""
-        plain = self.args.loss_type == "nll" and not self.args.label_smoothing_factor
+        plain = getattr(self.args, "loss_type", "nll") == "nll" and not self.args.label_smoothing_factor
         if return_outputs or not plain or self.aux_loss_enabled:
             with self.accelerator.autocast():
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -35,11 +35,9 @@ class ResponseTrainer(SFTTrainer):
         keep = labels != NO_LOSS
         inner = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
-            hidden = inner.get_decoder()(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs.get("attention_mask"),
-                use_cache=False,
-            ).last_hidden_state
+            # No attention mask: padding is on the right, where a causal model's labelled tokens never look,
+            # and without a mask attention takes its faster path.
+            hidden = inner.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
             logits = inner.get_output_embeddings()(hidden[:, :-1][keep])
         loss = cross_entropy(logits.float(), labels[keep], reduction="sum")
         count = keep.sum() if num_items_in_batch is None else num_items_in_batch

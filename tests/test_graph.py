@@ -1,0 +1,139 @@
+"""What can be read off the tree without running it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill_app.core.params import read_section
+from distill_app.labeling.params import LabelParams
+from distill_app.profiles import SECTIONS, check_profile, use_profile
+
+ROOT = Path(__file__).parents[1]
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PACKAGE_MARKERS = {"distill_app/__init__.py", "stages/__init__.py"}  # names and docstrings only
+
+
+def imported_files(path: Path, seen: set[Path]) -> set[Path]:
+    """Return the project's files that a file imports, functions' bodies included, transitively."""
+    if path in seen:
+        return seen
+    seen.add(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            base = ROOT / name.replace(".", "/")
+            for file in (base.with_suffix(".py"), base / "__init__.py"):
+                if file.is_file():
+                    imported_files(file, seen)
+    return seen
+
+
+@pytest.mark.parametrize("stage", GRAPH)
+def test_every_file_that_a_stage_imports_lies_under_its_deps(stage):
+    start = {ROOT / f"stages/{stage}.py"}
+    if stage.startswith("train_"):
+        start.add(ROOT / "distill_app/training/__main__.py")
+    files = set().union(*(imported_files(path, set()) for path in start))
+    deps = [ROOT / dep for dep in GRAPH[stage]["deps"]]
+    stray = {
+        str(f.relative_to(ROOT)) for f in files if not any(f == d or d in f.parents for d in deps)
+    } - PACKAGE_MARKERS
+    assert stray == set()
+
+
+def test_stage_script_and_entry_have_one_name():
+    scripts = {p.stem for p in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert scripts == set(GRAPH)
+    for name, stage in GRAPH.items():
+        assert stage["cmd"] == f"exec python -m stages.{name}"
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=str)
+def test_every_profile_is_what_the_code_reads(path):
+    check_profile(path)
+    assert set(yaml.safe_load(path.read_text())) == set(SECTIONS)
+
+
+def test_the_default_profile_is_the_params_file():
+    assert (ROOT / "profiles/default.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
+
+
+def test_the_production_profile_names_the_models_and_slices_of_the_contract():
+    params = yaml.safe_load((ROOT / "profiles/qwen2.5.yaml").read_text())
+    assert params["label"]["teacher"] == "Qwen/Qwen2.5-7B-Instruct"
+    assert params["label"]["quantization"] == "8bit"
+    assert params["train_s1"]["student"] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert params["train_s2"]["student"] == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert (params["prepare_s1"]["slice"], params["prepare_s2"]["slice"]) == ("train[:1000]", "train[:2000]")
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["distill_app", "stages.prepare_s1", "stages.prepare_s2", "stages.write_config", "distill_app.cli"],
+)
+def test_what_needs_no_model_imports_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def params_file(tmp_path: Path, **changes: object) -> Path:
+    label = yaml.safe_load((ROOT / "params.yaml").read_text())["label"]
+    label = {k: v for k, v in {**label, **changes}.items() if v != "MISSING"}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"label": label}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temprature": 1}, r"label\.temprature: unknown parameter; did you mean temperature\?"),
+        ({"seed": "MISSING"}, r"label\.seed: missing; add it"),
+        ({"top_p": "9e-1"}, r"label\.top_p: found '9e-1' \(str\).*YAML reads it as text, write 0\.9"),
+        ({"batch_size": 0}, r"label\.batch_size: found 0 \(int\): input should be greater"),
+        ({"on_truncated": "shrug"}, r"label\.on_truncated: found 'shrug'"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_to_do(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_section("label", LabelParams, params_file(tmp_path, **changes))
+
+
+def test_a_params_file_that_is_not_yaml_is_told(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("label: [1,\n")
+    with pytest.raises(ValueError, match="not YAML"):
+        read_section("label", LabelParams, path)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_profile_replaces_the_params_but_never_uncommitted_edits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").mkdir()
+    for name in ("default", "qwen2.5"):
+        (tmp_path / f"profiles/{name}.yaml").write_bytes((ROOT / f"profiles/{name}.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "x")
+    use_profile("qwen2.5")
+    assert "7B" in (tmp_path / "params.yaml").read_text()
+    git(tmp_path, "commit", "-qam", "y")
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    with pytest.raises(ValueError, match="uncommitted edits would be lost"):
+        use_profile("default")
+    assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
+    with pytest.raises(FileNotFoundError, match="no such profile; there are: default, qwen2.5"):
+        use_profile("llama")

@@ -1,0 +1,141 @@
+"""The graph as a user runs it: real dvc, real stages, a tiny model; in a path with a space."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from pipeline import change_param, dvc, make_project, stages_run
+
+STAGES = {
+    "base_models",
+    "prepare_s1",
+    "label",
+    "prepare_s2",
+    "write_config",
+    "train_s1",
+    "train_s2",
+    "compare",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model_dir) -> Path:
+    """A project after its first `dvc repro`; do not change it."""
+    folder = make_project(tmp_path_factory.mktemp("a project") / "my lab", tiny_model_dir)
+    assert stages_run(dvc(folder, "repro")) == STAGES
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Path:
+    """A copy of the finished project, cache and all."""
+    return Path(shutil.copytree(finished, tmp_path / "my lab", symlinks=True))
+
+
+def test_the_first_run_leaves_all_that_the_graph_promises(finished):
+    declared = yaml.safe_load((finished / "dvc.yaml").read_text())["stages"]
+    for stage in declared.values():
+        for kind in ("outs", "metrics", "plots"):
+            for item in stage.get(kind, []):
+                path = item if isinstance(item, str) else next(iter(item))
+                assert (finished / path).exists(), path
+    scores = json.loads((finished / "reports/comparison.json").read_text())
+    assert set(scores) == {"system1", "system2"}
+    assert "<html" in (finished / "reports/comparison.html").read_text()
+
+
+def test_a_second_run_does_nothing(project):
+    assert "Data and pipelines are up to date." in dvc(project, "repro")
+
+
+def test_a_comment_in_the_params_reruns_nothing(project):
+    path = project / "params.yaml"
+    path.write_text("# a remark\n" + path.read_text())
+    assert stages_run(dvc(project, "repro")) == set()
+
+
+def test_system2s_learning_rate_reruns_only_system2_and_is_named_in_the_diff(project):
+    change_param(project, "train_s2", learning_rate=1.0e-3)
+    assert "train_s2.learning_rate" in dvc(project, "params", "diff")
+    assert stages_run(dvc(project, "repro")) == {"write_config", "train_s2", "compare"}
+
+
+def test_the_labelling_temperature_reruns_labels_and_system1(project):
+    change_param(project, "label", temperature=0.7)
+    assert stages_run(dvc(project, "repro")) == {"label", "train_s1", "compare"}
+
+
+def test_new_sample_data_of_system1_reruns_system1(project):
+    path = project / "data/sample/DistilQwen_100k/data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    new = pa.table({"instruction": ["Name a quiet place."], "output": ["A library."]})
+    pq.write_table(pa.concat_tables([new.cast(table.schema), table]), path)
+    assert stages_run(dvc(project, "repro")) == {"prepare_s1", "label", "train_s1", "compare"}
+
+
+def test_comparison_code_reruns_compare_alone(project):
+    path = project / "distill_app/comparison/console.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert stages_run(dvc(project, "repro")) == {"compare"}
+
+
+def test_system2_alone_runs_nothing_of_system1(project):
+    change_param(project, "train_s1", learning_rate=1.0e-3)
+    change_param(project, "train_s2", learning_rate=1.0e-3)
+    assert stages_run(dvc(project, "repro", "train_s2")) == {"write_config", "train_s2"}
+
+
+def test_metrics_and_plots_show_what_was_measured(project):
+    metrics = dvc(project, "metrics", "show")
+    assert "reports/comparison.json" in metrics and "system2.student.accuracy" in metrics
+    plots = dvc(project, "plots", "show", "--json")
+    for name in ("metrics/loss_system1.csv", "metrics/loss_system2.csv", "reports/scores.csv"):
+        assert name in plots
+
+
+def test_nothing_tracked_tells_time_or_place(finished):
+    for path in [*finished.glob("data/*.json"), *finished.glob("configs/*"), *finished.glob("metrics/*")]:
+        assert str(finished) not in path.read_text(), path
+    assert not list(finished.glob("models/**/*.bin")) and not list(finished.glob("models/**/*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "stage", "message"),
+    [
+        ("prepare_s1", {"slice": "train[:0]"}, "prepare_s1", "train[:0]"),
+        ("prepare_s2", {"slice": "banana"}, "prepare_s2", "banana"),
+        ("prepare_s1", {"dataset": "data/none"}, "prepare_s1", "data/none"),
+        ("label", {"teacher": "models/none"}, "label", "models/none: no such model folder"),
+        ("label", {"temprature": 1}, "label", "unknown parameter; did you mean temperature?"),
+        ("train_s2", {"learning_rate": "5e-4"}, "write_config", "YAML reads it as text"),
+        ("train_s1", {"student": "models/none"}, "train_s1", "models/none: no such model folder"),
+    ],
+)
+def test_bad_params_fail_in_one_line_and_leave_no_output(project, section, values, stage, message):
+    change_param(project, section, **values)
+    output = dvc(project, "repro", stage, ok=False)
+    line = next(line for line in output.splitlines() if line.startswith("error:"))
+    assert message in output and "Traceback" not in output, line
+    declared = yaml.safe_load((project / "dvc.yaml").read_text())["stages"][stage]["outs"]
+    for path in declared:
+        assert not (project / path).exists()
+
+
+def test_malformed_data_fails_the_stage_that_reads_it(project):
+    (project / "data/train_labeled.json").write_text('[{"instruction": "a", "input": ""}]')
+    output = dvc(project, "repro", "--single-item", "train_s1", ok=False)
+    assert 'record 0 has no "output"' in output
+    assert not (project / "models/system1").exists()
+
+
+@pytest.mark.full
+def test_two_clones_give_the_same_hashes_for_all_but_the_reports(finished, tmp_path, tiny_model_dir):
+    other = make_project(tmp_path / "elsewhere", tiny_model_dir)
+    dvc(other, "repro")
+    locks = [yaml.safe_load((p / "dvc.lock").read_text())["stages"] for p in (finished, other)]
+    for stage in STAGES - {"compare"}:
+        assert locks[0][stage]["outs"] == locks[1][stage]["outs"]
