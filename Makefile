@@ -27,11 +27,10 @@ check: lint test
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Every pin of the lock but torch's build: +cpu is this machine's, the same version is CUDA's elsewhere.
+# Keeps the pins that still fit; delete requirements.lock first to take the newest of everything.
 lock: pyproject.toml
 	.venv/bin/uv pip compile --quiet --python-version 3.11 --extra dev pyproject.toml \
-	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) --no-header --output-file requirements.lock
-	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
+	  --no-header --output-file requirements.lock
 
 clean:
 	rm -rf .venv work

@@ -137,3 +137,11 @@ def test_a_profile_replaces_the_params_but_never_uncommitted_edits(tmp_path, mon
     assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
     with pytest.raises(FileNotFoundError, match="no such profile; there are: default, qwen2.5"):
         use_profile("llama")
+
+
+def test_the_lock_pins_everything_for_cpu_and_gpu_alike():
+    lock = (ROOT / "requirements.lock").read_text()
+    pins = [line for line in lock.splitlines() if line and not line.lstrip().startswith("#")]
+    assert all("==" in line for line in pins)
+    assert "torch==2.13.0" in pins
+    assert not [line for line in pins if "nvidia" in line or "triton" in line or "+" in line or "//" in line]

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,8 +13,10 @@ def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`; report an expected error as one line on stderr and exit with 1.
 
     Expected are bad data and params (ValueError), paths (OSError) and failed children (RuntimeError).
-    Anything else is a defect of ours and keeps its traceback.
+    Anything else is a defect of ours and keeps its traceback. SIGTERM ends a stage as Ctrl-C does, so
+    that what is half-written goes.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     die_with_parent()
     sys.exit(report_errors(main))
 
@@ -42,8 +43,5 @@ def one_line(err: BaseException) -> str:
 
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent ends, so that a killed `dvc` leaves no trainer (Linux)."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1 and "DISTILL_PARENT" in os.environ:  # it ended before we could ask
-        os.kill(os.getpid(), signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
