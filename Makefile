@@ -6,7 +6,7 @@ ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 repro: .venv/installed
 	@$(ENV) dvc repro
-	@$(ENV) dvc status -q || (echo "dvc status: the run is not complete in the cache (disk full?); free space and run 'dvc commit'" >&2; exit 1)
+	@$(ENV) dvc status -q || (echo "dvc status: the run is not complete in the cache (disk full?); free space, then dvc commit -f" >&2; exit 1)
 	@$(ENV) distill report
 
 test: .venv/installed
@@ -33,4 +33,4 @@ lock: pyproject.toml
 	  --no-header --output-file requirements.lock
 
 clean:
-	rm -rf .venv work
+	rm -rf .venv

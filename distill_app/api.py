@@ -1,7 +1,6 @@
 """The public entry points: the boundary where errors become the contract's printed messages."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from distill_app.easydistill.config import write_system1_config, write_system2_c
 from distill_app.easydistill.run import run_easy_distill
 from distill_app.labeling.engine import Sampling
 from distill_app.labeling.infer import infer_student
-from distill_app.labeling.label import ask_teacher, label_with_teacher
+from distill_app.labeling.label import ask_teacher, select_answers
 
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
 SYSTEM1_STUDENT = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -30,8 +29,11 @@ TEACHER_SHOWN = 300  # characters of the teacher's answer that compare_models pr
 def distill_system1(config: dict[str, Any]) -> str | None:
     """Distil System 1 (instruction following); return its checkpoint folder, or None after a failure.
 
-    The keys of `config` and their defaults: teacher_model, student_model, labeled_path, num_epochs,
-    out_dir, config_path, as README.md lists them; further ones: instruction_path, training, backend.
+    Args:
+        config: all keys are optional. teacher_model ("Qwen/Qwen2.5-7B-Instruct"), student_model
+            ("Qwen/Qwen2.5-0.5B-Instruct"), labeled_path ("data/train_labeled.json"), num_epochs (1),
+            out_dir ("./distilled-qwen2.5-0.5b"), config_path ("configs/kd_black_box_qwen_0_5b.json");
+            and instruction_path, training (fields of SFTConfig), backend ("builtin" or "easydistill").
     """
     student = config.get("student_model", SYSTEM1_STUDENT)
     labeled_path = config.get("labeled_path", "data/train_labeled.json")
@@ -54,8 +56,10 @@ def distill_system1(config: dict[str, Any]) -> str | None:
 def distill_system2(config: dict[str, Any]) -> str | None:
     """Distil System 2 (step-by-step reasoning); return its checkpoint folder, or None after a failure.
 
-    The keys of `config` and their defaults: student_model, cot_path, num_epochs, out_dir, config_path,
-    as README.md lists them; further ones: training, backend.
+    Args:
+        config: all keys are optional. student_model ("Qwen/Qwen2.5-1.5B-Instruct"), cot_path
+            ("data/omnithought_cot.json"), num_epochs (1), out_dir ("./distilled-qwen2.5-1.5b-cot"),
+            config_path ("configs/kd_cot_qwen_1_5b.json"); and training (fields of SFTConfig), backend.
     """
     student = config.get("student_model", SYSTEM2_STUDENT)
     cot_path = config.get("cot_path", "data/omnithought_cot.json")
@@ -123,11 +127,15 @@ def prepare_system1_dataset(
     except EmptyDataError:
         print(NO_DATA.format("1"))
         return
-    labeled: Sequence[dict[str, str]] = records
+    labeled = [r for r in records if r["output"].strip()]
     if relabel_with_teacher:
         if teacher_model is None or teacher_tokenizer is None:
             teacher_model, teacher_tokenizer = load_teacher(TEACHER)
-        labeled = label_with_teacher(teacher_model, teacher_tokenizer, records)
+        sampling = Sampling(max_new_tokens=256, temperature=0.8, top_p=0.9)
+        answers = ask_teacher(teacher_model, teacher_tokenizer, records, sampling, 16, "system1", "label")
+        labeled, _ = select_answers(records, answers, "drop")
+    if len(labeled) < len(records):
+        print(f"{len(records) - len(labeled)} of {len(records)} instructions left out: no whole answer")
     save_json(out_instructions, records)
     save_json(out_labeled, labeled)
 
@@ -149,6 +157,7 @@ def prepare_system2_dataset(
     Args:
         rv_min, rv_max, cd_min, cd_max: inclusive bounds on Reasoning Verbosity and Cognitive Difficulty,
             0 to 9; None leaves a side open.
+        verified_only: leave out traces that are marked as wrong.
         max_traces: at most so many a question, the shortest; None takes all.
 
     Raises:

@@ -43,10 +43,17 @@ def use_profile(name: str, folder: str = "profiles", params: str = "params.yaml"
         known = ", ".join(sorted(p.stem for p in Path(folder).glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"{source}: no such profile; there are: {known}")
     check_profile(source)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", params], capture_output=True, text=True, check=False
-    ).stdout.strip()
     profiles = [path.read_bytes() for path in Path(folder).glob("*.yaml")]
-    if changed and Path(params).read_bytes() not in profiles:
+    target = Path(params)
+    if target.exists() and target.read_bytes() not in profiles and not _is_committed(params):
         raise ValueError(f"{params}: uncommitted edits would be lost; commit or undo them first")
     save_text(params, source.read_text(encoding="utf-8"))
+
+
+def _is_committed(path: str) -> bool:
+    command = ["git", "status", "--porcelain", "--", path]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return False
+    return found.returncode == 0 and not found.stdout.strip()

@@ -29,7 +29,7 @@ def make_project(folder: Path, tiny_model: Path) -> Path:
     params["prepare_s2"].update(slice="train[:40]", heldout_fraction=0.2)
     params["label"].update(max_new_tokens=8, on_truncated="keep", temperature=1.0)
     params["compare"].update(
-        system1_prompts=4, system2_prompts=4, max_new_tokens=6, speed_tokens=2, latency_prompts=1
+        system1_prompts=4, system2_prompts=4, max_new_tokens=6, speed_tokens=2, speed_rounds=1
     )
     for system in ("train_s1", "train_s2"):
         params[system].update(batch_size=8, max_length=2048)

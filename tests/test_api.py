@@ -14,6 +14,7 @@ from distill_app import (
     prepare_system1_dataset,
     prepare_system2_dataset,
 )
+from distill_app.labeling.engine import Answer
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(8)]
@@ -108,7 +109,16 @@ def test_distil_system2_writes_its_config_and_returns_the_checkpoint(folder, tin
     )
     assert out == "out"
     assert json.loads(Path("c/s2.json").read_text())["job_type"] == "kd_black_box_train_only"
-    assert distill_app.infer_student(*distill_app.load_student("out"), "Say 3.", max_new_tokens=3) is not None
+    reply = distill_app.infer_student(*distill_app.load_student("out"), "Say 3.", max_new_tokens=3)
+    assert isinstance(reply, str) and "Assistant:" not in reply
+
+
+def test_distil_system1_returns_the_checkpoint(folder, tiny_model_dir):
+    (folder / "d.json").write_text(json.dumps(RECORDS))
+    config = {"student_model": str(tiny_model_dir), "labeled_path": "d.json", "backend": "builtin"}
+    assert distill_system1(config) == "./distilled-qwen2.5-0.5b"
+    assert Path("configs/kd_black_box_qwen_0_5b.json").is_file()
+    assert Path("distilled-qwen2.5-0.5b/model.safetensors").is_file()
 
 
 def test_distil_system1_returns_none_when_the_training_fails(folder, tiny_model_dir, capfd):
@@ -131,13 +141,23 @@ def test_prepare_system1_writes_both_files(folder):
     assert distill_app.read_json("data/train_instructions.json") == records
 
 
-def test_prepare_system1_can_relabel(folder, tiny):
+def test_prepare_system1_can_relabel_and_leaves_out_cut_and_empty_answers(folder, tiny, monkeypatch, capsys):
+    answers = [Answer("", 1, "stop"), Answer("Yes.", 2, "stop"), Answer("And", 256, "length")]
+    monkeypatch.setattr("distill_app.api.ask_teacher", lambda *_: answers)
     prepare_system1_dataset(
-        "train[:2]", *tiny, relabel_with_teacher=True, dataset=str(ROOT / "data/sample/DistilQwen_100k")
+        "train[:3]", *tiny, relabel_with_teacher=True, dataset=str(ROOT / "data/sample/DistilQwen_100k")
     )
     own, teacher = (distill_app.read_json(f"data/train_{n}.json") for n in ("instructions", "labeled"))
-    assert own[0]["instruction"] == teacher[0]["instruction"]
-    assert own[0]["output"] != teacher[0]["output"]
+    assert len(own) == 3 and [r["output"] for r in teacher] == ["Yes."]
+    assert teacher[0]["instruction"] == own[1]["instruction"]
+    assert capsys.readouterr().out == "2 of 3 instructions left out: no whole answer\n"
+
+
+def test_a_row_without_an_answer_is_no_label_and_is_told(folder, capsys):
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": ""}\n{"instruction": "b", "output": "c"}\n')
+    prepare_system1_dataset(slice_str="train", dataset="./rows.jsonl")
+    assert [r["instruction"] for r in distill_app.read_json("data/train_labeled.json")] == ["b"]
+    assert "1 of 2 instructions left out" in capsys.readouterr().out
 
 
 def test_an_empty_slice_is_told_and_nothing_written(folder, capsys):
@@ -156,11 +176,10 @@ def test_prepare_system2_applies_its_bounds(folder):
 
 
 def test_an_unknown_omnithought_schema_is_told_and_nothing_written(folder, capsys):
-    sample = str(ROOT / "data/sample/DistilQwen_100k")
     Path("rows.jsonl").write_text('{"colour": "red"}\n')
     prepare_system2_dataset(dataset="./rows.jsonl")
     assert capsys.readouterr().out == "Unexpected OmniThought schema, please inspect omni[0]\n"
-    assert not Path("data").exists() and sample
+    assert not Path("data").exists()
 
 
 def test_compare_models_prints_prompt_and_answers(tiny, capsys):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def test_equal_answers_overlap_fully_and_others_little():
 
 
 def test_the_loss_is_that_of_the_response_tokens_and_eos(tiny):
-    model, tokenizer = tiny[0].double(), tiny[1]
+    model, tokenizer = copy.deepcopy(tiny[0]).double(), tiny[1]
     prompts, responses = ["User: a\nAssistant:", "User: bb\nAssistant:"], [" one two", " three"]
     total, count = 0.0, 0
     for prompt, response in zip(prompts, responses, strict=True):
@@ -57,7 +59,6 @@ def test_the_loss_is_that_of_the_response_tokens_and_eos(tiny):
         total -= sum(logprobs[len(head) + i - 1, t].item() for i, t in enumerate(tail))
         count += len(tail)
     found = mean_token_loss(model, tokenizer, prompts, responses)
-    model.bfloat16()
     assert found == pytest.approx(total / count, rel=1e-5)
 
 

@@ -72,3 +72,13 @@ def test_cut_weights_are_found(tiny_copy):
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="no \\*.safetensors file"):
         check_checkpoint(tiny_copy)
+
+
+def test_a_lost_shard_is_found(tiny_copy):
+    index = {
+        "metadata": {},
+        "weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"},
+    }
+    (tiny_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors is missing"):
+        check_checkpoint(tiny_copy)

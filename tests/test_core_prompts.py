@@ -2,7 +2,7 @@ import jinja2
 import pytest
 
 from distill_app import format_prompt
-from distill_app.core.prompts import chat_template, extract_reply, teacher_prompt, user_content
+from distill_app.core.prompts import chat_template, teacher_prompt, user_content
 
 
 def test_a_system1_prompt_is_user_and_assistant():
@@ -54,12 +54,6 @@ def test_easydistill_renders_prompt_and_training_text_as_ours(mode):
     )
     assert prompt == format_prompt("Add.", mode=mode)
     assert text == prompt + " Five."
-
-
-def test_the_reply_is_what_follows_the_prompt_even_if_it_says_assistant():
-    prompt = format_prompt("Who are you?")
-    assert extract_reply(f"{prompt} An Assistant: yes ", prompt) == "An Assistant: yes"
-    assert extract_reply("User: x\nAssistant: yes ") == "yes"
 
 
 def test_a_teacher_with_a_chat_template_is_asked_in_it(tiny):

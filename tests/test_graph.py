@@ -84,6 +84,31 @@ def test_what_needs_no_model_imports_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_outside_git_edits_are_kept_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/default.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    with pytest.raises(ValueError, match="uncommitted edits would be lost"):
+        use_profile("default")
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=str)
+def test_a_local_path_in_the_params_is_a_dep_of_its_stage(path):
+    """Else an edit of that folder would rerun nothing."""
+    params = yaml.safe_load(path.read_text())
+    readers = [
+        ("prepare_s1", params["prepare_s1"]["dataset"]),
+        ("prepare_s2", params["prepare_s2"]["dataset"]),
+        ("label", params["label"]["teacher"]),
+        ("train_s1", params["train_s1"]["student"]),
+        ("train_s2", params["train_s2"]["student"]),
+    ]
+    for stage, value in readers:
+        if value.startswith(("data/", "models/")):
+            assert value in GRAPH[stage]["deps"]
+
+
 def params_file(tmp_path: Path, **changes: object) -> Path:
     label = yaml.safe_load((ROOT / "params.yaml").read_text())["label"]
     label = {k: v for k, v in {**label, **changes}.items() if v != "MISSING"}
@@ -135,6 +160,10 @@ def test_a_profile_replaces_the_params_but_never_uncommitted_edits(tmp_path, mon
     with pytest.raises(ValueError, match="uncommitted edits would be lost"):
         use_profile("default")
     assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
+    (tmp_path / "params.yaml").unlink()
+    use_profile("default")
+    assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
+    use_profile("qwen2.5")  # an uncommitted profile is no edit of one's own
     with pytest.raises(FileNotFoundError, match="no such profile; there are: default, qwen2.5"):
         use_profile("llama")
 

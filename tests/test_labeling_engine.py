@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -16,17 +18,21 @@ def reference_greedy(model, tokenizer, prompt, limit):
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def test_greedy_answers_equal_those_of_transformers(tiny):
-    model, tokenizer = tiny
-    model = model.float()
+@pytest.fixture
+def exact(tiny):
+    """A float32 copy, in which no rounding flips a token."""
+    return copy.deepcopy(tiny[0]).float(), tiny[1]
+
+
+def test_greedy_answers_equal_those_of_transformers(exact):
+    model, tokenizer = exact
     answers = generate(model, tokenizer, PROMPTS, Sampling(24), batch_size=3)
     assert [a.text for a in answers] == [reference_greedy(model, tokenizer, p, 24) for p in PROMPTS]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_an_answer_does_not_depend_on_its_batch(tiny, temperature):
-    model, tokenizer = tiny
-    model = model.float()
+def test_an_answer_does_not_depend_on_its_batch(exact, temperature):
+    model, tokenizer = exact
     sampling = Sampling(24, temperature, 0.9, seed=5)
     together = generate(model, tokenizer, PROMPTS, sampling, batch_size=5)
     alone = [generate(model, tokenizer, [p], sampling)[0] for p in PROMPTS]
@@ -71,20 +77,29 @@ def test_an_answer_at_the_limit_is_marked_cut(tiny):
     assert (answer.tokens, answer.finish_reason) == (1, "length")
 
 
+def test_for_measuring_speed_every_answer_runs_to_the_limit(tiny, monkeypatch):
+    eos = tiny[1].eos_token_id
+    monkeypatch.setattr(
+        "distill_app.labeling.engine._choose", lambda logits, *_: torch.full((len(logits),), eos)
+    )
+    assert generate(*tiny, ["a"], Sampling(5))[0].tokens == 1
+    assert generate(*tiny, ["a"], Sampling(5, stop_at_eos=False))[0].tokens == 5
+
+
 def test_no_prompts_give_no_answers(tiny):
     assert generate(*tiny, [], Sampling(4)) == []
 
 
-def test_labels_come_in_order_and_keep_instruction_and_input(tiny):
+def test_labels_come_in_order_and_keep_instruction_and_input(exact):
     items = [
         {"instruction": "a", "input": "b"},
         {"instruction": "c"},
         {"instruction": "a", "input": "b"},
     ]
-    labeled = label_with_teacher(*tiny, items, max_new_tokens=8)
+    labeled = label_with_teacher(*exact, items, max_new_tokens=8)
     assert [(r["instruction"], r["input"]) for r in labeled] == [("a", "b"), ("c", ""), ("a", "b")]
     assert labeled[0]["output"] == labeled[2]["output"]
-    assert labeled == label_with_teacher(*tiny, items, max_new_tokens=8, batch_size=1)
+    assert labeled == label_with_teacher(*exact, items, max_new_tokens=8, batch_size=1)
 
 
 def test_cut_and_empty_answers_are_dropped_and_counted():

@@ -1,6 +1,8 @@
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,7 +117,24 @@ def test_two_trainings_give_the_same_bytes(project, tiny_model_dir):
     assert files["a"] == files["b"]
 
 
-def test_gradient_accumulation_weighs_tokens_not_batches(tiny_model_dir):
+def test_another_seed_gives_other_weights(project, tiny_model_dir):
+    weights = []
+    for seed in (1, 2):
+        config = json.loads(Path("configs/s1.json").read_text())
+        config["dataset"]["seed"] = seed
+        Path("configs/s1.json").write_text(json.dumps(config))
+        assert run_easy_distill("configs/s1.json") == 0
+        weights.append(Path("models/s1/model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+
+
+def test_fewer_steps_than_logging_steps_still_give_a_loss(project, tiny_model_dir):
+    write_config(tiny_model_dir, logging_steps=100)
+    assert run_easy_distill("configs/s1.json") == 0
+    assert len(Path("models/s1/loss.csv").read_text().split()) >= 2
+
+
+def test_gradient_accumulation_weighs_tokens_not_batches(tiny_model_dir, tmp_path):
     """One batch of four against four of one, with answers of very different length, in float32."""
     from datasets import Dataset
 
@@ -126,7 +145,7 @@ def test_gradient_accumulation_weighs_tokens_not_batches(tiny_model_dir):
     records = [{**RECORDS[0], "output": "It is. " * n} for n in (1, 2, 8, 20)]
     weights = []
     for batch, steps in ((4, 1), (1, 4)):
-        path = write_config_for_accumulation(tiny_model_dir, batch, steps)
+        path = write_config_for_accumulation(tmp_path, tiny_model_dir, batch, steps)
         model, tokenizer = load_trainable(str(tiny_model_dir))
         examples, _ = build_examples(records, tokenizer, OURS, None)
         arguments = sft_arguments(read_job(path), str(path.parent / "scratch"))
@@ -142,10 +161,7 @@ def test_gradient_accumulation_weighs_tokens_not_batches(tiny_model_dir):
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
 
 
-def write_config_for_accumulation(student, batch, steps):
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp())
+def write_config_for_accumulation(folder, student, batch, steps):
     training = {
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": steps,
@@ -168,13 +184,13 @@ def write_config_for_accumulation(student, batch, steps):
     )
 
 
-def test_our_loss_equals_a_plain_float64_reference(tiny_model_dir):
+def test_our_loss_equals_a_plain_float64_reference(tiny_model_dir, tmp_path):
     from datasets import Dataset
 
     from distill_app.core.models import load_trainable
     from distill_app.training.trainer import ResponseTrainer
 
-    path = write_config_for_accumulation(tiny_model_dir, 2, 1)
+    path = write_config_for_accumulation(tmp_path, tiny_model_dir, 2, 1)
     model, tokenizer = load_trainable(str(tiny_model_dir))
     examples, _ = build_examples(RECORDS[:2], tokenizer, OURS, None)
     arguments = sft_arguments(read_job(path), str(path.parent / "scratch"))
@@ -237,43 +253,54 @@ def test_a_failed_training_says_why_in_one_line_and_leaves_nothing(
     assert list(Path("models").iterdir()) == []
 
 
-def test_a_trainer_that_exits_0_without_weights_has_failed(project, tmp_path, monkeypatch, capfd):
-    """EasyDistill 1.0 does so; a stand-in command prints an error and exits with 0."""
-    fake = tmp_path / "bin" / "easydistill"
-    fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\necho CUDA out of memory; exit 0\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+@pytest.fixture
+def easydistill(project, tmp_path, monkeypatch):
+    """Give a function that puts a stand-in `easydistill`, a shell script with $CONFIG, on PATH."""
+
+    def install(script: str) -> None:
+        program = tmp_path / "bin" / "easydistill"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nCONFIG="$2"\n{script}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+    return install
+
+
+def test_a_trainer_that_exits_0_without_weights_has_failed(easydistill, capfd):
+    """EasyDistill 1.0 does so."""
+    easydistill("echo CUDA out of memory; exit 0")
     assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
     err = capfd.readouterr().err
-    assert "CUDA out of memory" in err and "no new checkpoint" in err
+    assert "exit code 0, but no checkpoint" in err and err.count("CUDA out of memory") == 2
+    assert not Path("models").exists()
 
 
-def test_old_weights_are_not_taken_for_new_ones(project, tiny_model_dir, tmp_path, monkeypatch, capfd):
-    import os
-    import shutil
+def test_the_exit_code_of_a_trainer_that_failed_is_returned(easydistill, capfd):
+    easydistill("exit 7")
+    assert run_easy_distill("configs/s1.json", backend="easydistill") == 7
+    assert "exit code 7" in capfd.readouterr().err
 
+
+def test_old_weights_are_not_taken_for_new_ones_and_stay(easydistill, tiny_model_dir):
     shutil.copytree(tiny_model_dir, "models/s1")
-    for path in Path("models/s1").iterdir():
-        os.utime(path, (1, 1))
-    fake = tmp_path / "bin" / "easydistill"
-    fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\nexit 0\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
+    easydistill("exit 0")
     assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
-    assert "older than this run" in capfd.readouterr().err
+    assert Path("models/s1/model.safetensors").is_file()
 
 
-def test_the_real_easydistill_gets_absolute_paths_and_a_scratch_copy(project, tmp_path, monkeypatch):
-    fake = tmp_path / "bin" / "easydistill"
-    fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/sh\ncp "$2" {tmp_path}/seen.json\n'
-        f'cp "$(dirname "$2")/labeled.json" {tmp_path}/labeled.json\n'
+def test_a_student_of_easydistill_gets_the_format_it_was_trained_in(easydistill, tiny_model_dir):
+    out = "$(python3 -c \"import json,sys; print(json.load(open('$CONFIG'))['training']['output_dir'])\")"
+    easydistill(f'cp -r "{tiny_model_dir}" "{out}"')
+    assert run_easy_distill("configs/s1.json", backend="easydistill") == 0
+    _, tokenizer = load_student("models/s1")
+    assert tokenizer.chat_template == chat_template("system1")
+
+
+def test_the_real_easydistill_gets_absolute_paths_and_a_scratch_copy(easydistill, tmp_path):
+    easydistill(
+        f'cp "$CONFIG" {tmp_path}/seen.json; cp "$(dirname "$CONFIG")/labeled.json" {tmp_path}/labeled.json'
     )
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
     run_easy_distill("configs/s1.json", backend="easydistill")
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["job_type"] == "kd_black_box_train_only"
@@ -287,6 +314,25 @@ def test_the_real_easydistill_gets_absolute_paths_and_a_scratch_copy(project, tm
     labeled = json.loads((tmp_path / "labeled.json").read_text())
     assert labeled[0] == {"instruction": "Name number 0.\nInput: quick", "output": "It is 0."}
     assert json.loads(Path("data/labeled.json").read_text()) == RECORDS
+
+
+def test_a_path_with_a_space_is_refused_for_easydistill(easydistill, tiny_model_dir, capfd):
+    easydistill("exit 0")
+    shutil.copytree(tiny_model_dir, "my model")
+    write_config("my model")
+    assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
+    assert "cannot take a path with a space" in capfd.readouterr().err
+
+
+def test_what_a_trainer_started_ends_with_it(easydistill, tmp_path):
+    easydistill(f"sleep 300 & echo $! > {tmp_path}/pid; exit 3")
+    assert run_easy_distill("configs/s1.json", backend="easydistill") == 3
+    pid = int((tmp_path / "pid").read_text())
+    stat = Path(f"/proc/{pid}/stat")
+    deadline = time.monotonic() + 10
+    while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not stat.exists() or " Z " in stat.read_text()
 
 
 def test_an_easydistill_that_is_not_there_is_told(project, monkeypatch, capfd):

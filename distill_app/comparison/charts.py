@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 # blue and orange stay apart for every common colour blindness, grey by its lack of colour.
 COLOURS = {"Teacher": "#7b8490", "Before": "#c77700", "Student": "#2f7fd0"}
 INK = "currentColor"
+BAR_WIDTH = 190  # pixels of a bar chart's plot, its figures included
+FIGURE_GAP = 6  # pixels between a bar and its figure
+CHARACTER_WIDTH = 8  # pixels at font size 13: generous, for the reader's font is not known here
 
 
 class Bar(NamedTuple):
@@ -32,21 +35,27 @@ def bar_chart(bars: Sequence[Bar]) -> str:
     import altair as alt
 
     rows = [_row(bar) for bar in bars]
-    # The figures stand right of the bars: a quarter of the width is theirs.
     end = max((row["end"] for row in rows), default=0.0) or 1.0
+    # The figures stand right of the bars, where the plot must leave them room.
+    room = FIGURE_GAP + CHARACTER_WIDTH * max((len(bar.text) for bar in bars), default=0)
     base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("who:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False))
+        y=alt.Y(
+            "who:N",
+            sort=None,
+            title=None,
+            # One extent for all, so that the bars of neighbouring charts start alike.
+            axis=alt.Axis(ticks=False, domain=False, labelPadding=8, minExtent=62, maxExtent=62),
+        )
     )
-    scale = alt.Scale(domain=[0, end * 1.35], nice=False)
+    scale = alt.Scale(domain=[0, end * BAR_WIDTH / (BAR_WIDTH - room)], nice=False)
     colour = alt.Color(
         "who:N", legend=None, scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
     )
-    body = base.mark_bar(height=16, cornerRadiusEnd=2).encode(
-        x=alt.X("value:Q", scale=scale, axis=None), color=colour
-    )
+    body = base.mark_bar(height=16).encode(x=alt.X("value:Q", scale=scale, axis=None), color=colour)
     spread = base.mark_rule(color=INK, strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
-    figures = base.mark_text(color=INK, align="left", dx=6, fontSize=13).encode(x="end:Q", text="text:N")
-    return _svg((body + spread + figures).properties(width=190, height=alt.Step(26)))
+    figures = base.mark_text(color=INK, align="left", dx=FIGURE_GAP, fontSize=13)
+    figures = figures.encode(x="end:Q", text="text:N")
+    return _svg((body + spread + figures).properties(width=BAR_WIDTH, height=alt.Step(26)))
 
 
 def loss_chart(points: Sequence[Mapping[str, float]]) -> str:

@@ -12,5 +12,6 @@ class CompareParams(Section):
     system2_prompts: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)  # an answer ends here at the latest
     batch_size: int = Field(ge=1)  # answers generated at a time
-    speed_tokens: int = Field(ge=1)  # generated a prompt when speed is measured, by every model
-    latency_prompts: int = Field(ge=1)  # prompts asked one by one for the latency
+    speed_prompts: int = Field(ge=1)  # asked at once when speed is measured
+    speed_tokens: int = Field(ge=1)  # generated a prompt then, by every model
+    speed_rounds: int = Field(ge=1)  # the fastest counts

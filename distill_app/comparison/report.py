@@ -66,12 +66,12 @@ SYSTEMS = {
     "system2": System("System 2", "step-by-step reasoning"),
 }
 COSTS = (
-    Metric("tokens_per_sec", "Speed", "speed", "generated in batches, equal lengths", "↑", _speed),
+    Metric("tokens_per_sec", "Speed", "speed", "several prompts at once, equal lengths", "↑", _speed),
     Metric(
         "latency_sec",
         "Latency",
         "latency",
-        "for equal lengths, one prompt alone",
+        "one prompt alone, equal lengths",
         "↓",
         "{:.2f} s".format,
     ),

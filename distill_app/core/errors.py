@@ -1,4 +1,4 @@
-"""Errors that have a meaning of their own; the rest are ValueError, FileNotFoundError, RuntimeError."""
+"""Errors that have a meaning of their own; the rest are ValueError and FileNotFoundError."""
 
 
 class SchemaError(ValueError):
@@ -7,3 +7,11 @@ class SchemaError(ValueError):
 
 class EmptyDataError(ValueError):
     """A dataset, slice or file that holds no record to work on."""
+
+
+class TrainingError(RuntimeError):
+    """A trainer that ran as a child process and failed."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

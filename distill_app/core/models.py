@@ -109,10 +109,16 @@ def _add_old_tokenizer_keys(folder: Path, tokenizer: Tokenizer) -> None:
         "name_or_path",
     ):  # of this run, not the model
         config.pop(key, None)
-    if tokenizer.chat_template:
-        config["chat_template"] = tokenizer.chat_template
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
     save_json(path, config)
+    if tokenizer.chat_template:
+        set_chat_template(folder, tokenizer.chat_template)
+
+
+def set_chat_template(folder: str | os.PathLike[str], template: str) -> None:
+    """Give a checkpoint its chat template, in the one place that old and new transformers read."""
+    path = Path(folder) / "tokenizer_config.json"
+    save_json(path, {**json.loads(path.read_text(encoding="utf-8")), "chat_template": template})
+    (Path(folder) / "chat_template.jinja").unlink(missing_ok=True)
 
 
 def check_checkpoint(folder: str | os.PathLike[str]) -> None:
@@ -127,6 +133,11 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     _check_local(str(folder))
     weights = sorted(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        lost = sorted(shards - {path.name for path in weights})
+        if lost:
+            raise FileNotFoundError(f"{folder}: {lost[0]} is missing, {index.name} names it")
     for needed, found in (
         ("*.safetensors", weights),
         ("tokenizer", list(folder.glob("tokenizer*"))),

@@ -38,12 +38,6 @@ def format_response(output: str) -> str:
     return f" {output.strip()}"
 
 
-def extract_reply(text: str, prompt: str = "") -> str:
-    """Return what follows the prompt, or else the last "Assistant:", without white space around."""
-    reply = text[len(prompt) :] if prompt and text.startswith(prompt) else text.split(ASSISTANT)[-1]
-    return reply.strip()
-
-
 def chat_template(mode: Mode) -> str:
     """Return the Jinja chat template of a student: `messages` as servers pass them, or EasyDistill's
     `message` with `add_output`."""

@@ -6,13 +6,15 @@ import signal
 import sys
 from collections.abc import Callable
 
+from distill_app.core.errors import TrainingError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`; report an expected error as one line on stderr and exit with 1.
 
-    Expected are bad data and params (ValueError), paths (OSError) and failed children (RuntimeError).
+    Expected are bad data and params (ValueError), paths (OSError) and failed trainers (TrainingError).
     Anything else is a defect of ours and keeps its traceback. SIGTERM ends a stage as Ctrl-C does, so
     that what is half-written goes.
     """
@@ -28,7 +30,7 @@ def report_errors(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as err:
+    except (ValueError, OSError, TrainingError, ImportError) as err:
         print(f"error: {one_line(err)}", file=sys.stderr)
         return 1
     return 0

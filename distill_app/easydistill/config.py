@@ -92,7 +92,8 @@ def write_system2_config(
             "seed": seed,
         },
         "models": {"student": student_model},
-        "training": _training(out_dir, num_epochs, training),
+        # Chains of thought are long: at System 1's 512 tokens most would be left out
+        "training": _training(out_dir, num_epochs, {"max_length": 4096, **(training or {})}),
     }
     return _write(config_path, config, backend)
 

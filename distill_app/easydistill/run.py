@@ -1,23 +1,26 @@
 """Running a config: the built-in trainer or the real EasyDistill, always as a child process.
 
-EasyDistill 1.0 exits 0 when it failed, so success is judged by what lies in `training.output_dir`.
+EasyDistill 1.0 exits 0 when it failed, so success is judged by the checkpoint that it leaves.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
-from distill_app.core.files import read_json, read_records, save_json, save_text
-from distill_app.core.models import check_checkpoint
+from distill_app.core.errors import TrainingError
+from distill_app.core.files import new_folder, read_json, read_records, save_json, save_text
+from distill_app.core.models import check_checkpoint, set_chat_template
 from distill_app.core.prompts import user_content
+from distill_app.core.stage import die_with_parent
 
 TAIL_LINES = 15
+GRACE_SEC = 10  # between asking a trainer to end and ending it
 
 
 def run_easy_distill(config_path: str, backend: str | None = None) -> int:
@@ -32,20 +35,28 @@ def run_easy_distill(config_path: str, backend: str | None = None) -> int:
         is printed to stderr.
     """
     try:
-        config = read_json(config_path)
-        backend = choose_backend(config, backend)
-        if backend == "builtin":
-            command = [sys.executable, "-m", "distill_app.training", "--config", str(config_path)]
-            return _run(command, config["training"]["output_dir"])
-        with tempfile.TemporaryDirectory(prefix="easydistill-") as scratch:
-            scratch_config = _isolated_config(config, Path(scratch))
-            return _run(["easydistill", "--config", scratch_config], config["training"]["output_dir"])
-    except (ValueError, OSError, KeyError, TypeError) as err:
-        print(
-            f"error: {config_path}: {err!r}" if isinstance(err, KeyError) else f"error: {err}",
-            file=sys.stderr,
-        )
+        config = _read_config(config_path)
+        if choose_backend(config, backend) == "builtin":
+            _run_builtin(config_path, config["training"]["output_dir"])
+        else:
+            _run_real(config)
+    except TrainingError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return err.exit_code
+    except (ValueError, OSError) as err:
+        print(f"error: {config_path}: {err}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"found {type(config).__name__}, expected an object")
+    for section, key in (("dataset", "labeled_path"), ("models", "student"), ("training", "output_dir")):
+        if not isinstance(config.get(section), dict) or not config[section].get(key):
+            raise ValueError(f"{section}.{key}: missing; add it")
+    return config
 
 
 def choose_backend(config: dict[str, Any], backend: str | None) -> str:
@@ -62,49 +73,79 @@ def choose_backend(config: dict[str, Any], backend: str | None) -> str:
     return chosen
 
 
-def _run(command: list[str], output_dir: str) -> int:
-    """Run the child, its output shown as it comes; return its verdict as `run_easy_distill` does."""
-    started = time.time()
-    code, tail = _stream(command)
-    if code != 0:
-        print(f"error: {' '.join(command)}: exit code {code}", file=sys.stderr)
-        return code
-    try:
-        check_checkpoint(output_dir)
-        newest = max(path.stat().st_mtime for path in Path(output_dir).glob("*.safetensors"))
-        if newest < started - 1:  # file clocks may lag a little behind ours
-            raise ValueError(f"{output_dir}: the weights are older than this run")
-    except (ValueError, OSError) as err:
-        last = "\n".join(tail)
-        print(
-            f"{last}\nerror: {' '.join(command)}: exit code 0, but no new checkpoint: {err}",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+def _run_builtin(config_path: str, output_dir: str) -> None:
+    """Run our trainer, which puts its checkpoint in place itself, whole or not at all."""
+    command = [sys.executable, "-m", "distill_app.training", "--config", str(config_path)]
+    _run(command, dict(os.environ))
+    check_checkpoint(output_dir)
 
 
-def _stream(command: list[str]) -> tuple[int, deque[str]]:
+def _run_real(config: dict[str, Any]) -> None:
+    """Run EasyDistill 1.0 in a scratch folder, judge its checkpoint, finish it and put it in place."""
+    program = str(shutil.which("easydistill"))
+    # It starts a bare `accelerate`: that must be its own environment's, not ours.
+    path = f"{Path(program).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with tempfile.TemporaryDirectory(prefix="easydistill-") as folder:
+        scratch = Path(folder)
+        command = [program, "--config", _isolated_config(config, scratch)]
+        tail = _run(command, {**os.environ, "PATH": path})
+        try:
+            check_checkpoint(scratch / "out")
+        except (ValueError, OSError) as err:
+            last = "\n".join(tail)
+            raise TrainingError(
+                f"easydistill: exit code 0, but no checkpoint ({err}); it said:\n{last}"
+            ) from err
+        template = Path(config["dataset"]["template"]).read_text(encoding="utf-8")
+        if "messages" in template:
+            set_chat_template(scratch / "out", template)
+        with new_folder(config["training"]["output_dir"]) as part:
+            shutil.copytree(scratch / "out", part, dirs_exist_ok=True)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> list[str]:
+    """Run the child in a session of its own, its output shown as it comes; return its last lines.
+
+    Whatever ends us ends the child and all that it started. Against SIGKILL of ours only the child
+    itself is covered (Linux).
+
+    Raises:
+        TrainingError: the exit code is not 0.
+    """
     tail: deque[str] = deque(maxlen=TAIL_LINES)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env={**environment, "PYTHONUNBUFFERED": "1"},
         text=True,
         errors="replace",
+        start_new_session=True,
+        preexec_fn=die_with_parent,
     )
     try:
         for line in process.stdout or ():
             tail.append(line.rstrip())
             print(line, end="", file=sys.stderr, flush=True)
-        return process.wait(), tail
+        code = process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        _end_session(process)
+    if code != 0:
+        raise TrainingError(f"{' '.join(command)}: exit code {code}", code)
+    return list(tail)
+
+
+def _end_session(process: subprocess.Popen[str]) -> None:
+    """End what still runs of a child's session, politely first."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+            process.wait(timeout=GRACE_SEC)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _isolated_config(config: dict[str, Any], scratch: Path) -> str:
@@ -119,19 +160,21 @@ def _isolated_config(config: dict[str, Any], scratch: Path) -> str:
     ]
     save_json(scratch / "labeled.json", folded)
     student = config["models"]["student"]
+    student = os.path.abspath(student) if Path(student).is_dir() else student
+    template = os.path.abspath(config["dataset"]["template"])
+    for path in (str(scratch), student, template):
+        if " " in path:
+            raise ValueError(f"EasyDistill 1.0 cannot take a path with a space: {path}; move it")
     isolated = {
         **config,
         "job_type": "kd_black_box_train_only",
         "dataset": {
             **config["dataset"],
             "labeled_path": str(scratch / "labeled.json"),
-            "template": os.path.abspath(config["dataset"]["template"]),
+            "template": template,
         },
-        "models": {"student": os.path.abspath(student) if Path(student).is_dir() else student},
-        "training": {
-            **config["training"],
-            "output_dir": os.path.abspath(config["training"]["output_dir"]),
-        },
+        "models": {"student": student},
+        "training": {**config["training"], "output_dir": str(scratch / "out")},
     }
     path = scratch / "config.json"
     save_json(path, isolated)
@@ -142,13 +185,12 @@ def train_with_config(config_path: str, loss_path: str) -> float:
     """Train as the config says, copy the loss curve to `loss_path`; return the last loss.
 
     Raises:
-        RuntimeError: the training failed; nothing is left in the output folder.
+        TrainingError: the training failed; nothing new is in the output folder.
     """
-    output_dir = Path(read_json(config_path)["training"]["output_dir"])
+    output_dir = Path(_read_config(config_path)["training"]["output_dir"])
     code = run_easy_distill(config_path)
     if code != 0:
-        shutil.rmtree(output_dir, ignore_errors=True)
-        raise RuntimeError(f"{config_path}: training failed with exit code {code}; the cause is above")
+        raise TrainingError(f"{config_path}: training failed with exit code {code}; the cause is above")
     curve = _loss_curve(output_dir)
     save_text(loss_path, "\n".join(["step,loss", *(f"{s},{v}" for s, v in curve)]) + "\n")
     return curve[-1][1] if curve else float("nan")

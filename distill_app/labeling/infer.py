@@ -1,7 +1,7 @@
 """A student's reply to one prompt."""
 
 from distill_app.core.models import Model, Tokenizer
-from distill_app.core.prompts import Mode, extract_reply, format_prompt
+from distill_app.core.prompts import Mode, format_prompt
 from distill_app.labeling.engine import Sampling, generate
 
 
@@ -17,5 +17,4 @@ def infer_student(
     The prompt is formatted by `format_prompt`, the text with which the student was trained.
     """
     text = format_prompt(prompt, mode=mode)
-    answer = generate(model, tokenizer, [text], Sampling(max_new_tokens))[0]
-    return extract_reply(text + " " + answer.text, text)
+    return generate(model, tokenizer, [text], Sampling(max_new_tokens))[0].text

@@ -26,7 +26,7 @@ def label_with_teacher(
 ) -> list[dict[str, str]]:
     """Return the items with the teacher's answer as `output`, all of them and in their order.
 
-    An answer cut at `max_new_tokens` is kept as it is; `select_answers` tells and can drop it.
+    An answer cut at `max_new_tokens` is kept as it is; `ask_teacher` and `select_answers` tell them apart.
 
     Args:
         items: `{instruction, input}`; `input` may be absent, an `output` is replaced.
@@ -105,7 +105,7 @@ def label_splits(
     labeled_heldout, heldout_metrics = select_answers(heldout, answers[cut:], params.on_truncated)
     if not labeled or not labeled_heldout:
         raise EmptyDataError(
-            f"label: no usable answer among {len(items)} (dropped: {metrics['dropped']});"
+            f"label: no usable answer in a split (training: {metrics}, held out: {heldout_metrics});"
             " raise label.max_new_tokens, or set label.on_truncated: keep"
         )
     return labeled, labeled_heldout, {"train": metrics, "heldout": heldout_metrics}

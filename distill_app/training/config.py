@@ -21,7 +21,6 @@ class Job:
     dataset: dict[str, Any]
     models: dict[str, str]
     training: dict[str, Any]
-    inference: dict[str, Any]
 
     @property
     def output_dir(self) -> str:
@@ -44,7 +43,7 @@ def read_job(path: str | os.PathLike[str]) -> Job:
     for section, key in NEEDED:
         if not isinstance(config.get(section), dict) or not config[section].get(key):
             raise ValueError(f"{path}: {section}.{key}: missing; add it")
-    sections = {name: config.get(name, {}) for name in ("dataset", "models", "training", "inference")}
+    sections = {name: config.get(name, {}) for name in ("dataset", "models", "training")}
     return Job(path=str(path), job_type=job_type, **sections)
 
 
@@ -66,7 +65,10 @@ def sft_arguments(job: Job, scratch_dir: str) -> Any:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        "seed": job.dataset.get("seed", 42),
         "data_seed": job.dataset.get("seed", 42),
+        "logging_first_step": True,  # a curve even where there are fewer steps than logging_steps
+        "pad_to_multiple_of": 8,  # few shapes, so that kernels are made once and not for every length
         "train_sampling_strategy": "group_by_length",  # batches of like length need little padding
         "dataloader_pin_memory": has_gpu,
         **_in_current_names(job, valid),
@@ -89,8 +91,6 @@ def _in_current_names(job: Job, valid: set[str]) -> dict[str, Any]:
     if "group_by_length" in options:
         grouped = options.pop("group_by_length")
         options["train_sampling_strategy"] = "group_by_length" if grouped else "random"
-    if "max_seq_length" in options:
-        options["max_length"] = options.pop("max_seq_length")
     for key in options:
         if key not in valid:
             near = get_close_matches(key, [*valid, "warmup_ratio", "group_by_length"], n=1)

@@ -26,7 +26,12 @@ class Template:
         Raises:
             ValueError: the rendered text with the answer does not begin with the rendered prompt.
         """
-        template = jinja2.Environment().from_string(self.source)
+        try:
+            template = jinja2.Environment().from_string(self.source)
+        except jinja2.TemplateSyntaxError as err:
+            raise ValueError(
+                f"dataset.template: line {err.lineno}: {err.message}; mend the template"
+            ) from err
         content = user_content(record["instruction"], record["input"])
         prompt = template.render(
             message={"role": "user", "content": content},

@@ -4,13 +4,11 @@ import shutil
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 from distill_app.core.errors import EmptyDataError
-from distill_app.core.files import Record, new_folder, read_records, save_json, save_text
-from distill_app.core.models import load_teacher, load_trainable, save_checkpoint
-from distill_app.labeling.label import label_with_teacher
+from distill_app.core.files import new_folder, read_records, save_json, save_text
+from distill_app.core.models import load_trainable, save_checkpoint
 from distill_app.training.config import Job, read_job, sft_arguments
 from distill_app.training.examples import build_examples, read_template
 from distill_app.training.provenance import provenance
@@ -30,7 +28,7 @@ def train_student(config_path: str) -> str:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of names that TRL still uses
     job = read_job(config_path)
     template = read_template(job.dataset.get("template"))
-    records = _labelled_records(job)
+    records = read_records(job.dataset["labeled_path"])
     scratch = tempfile.mkdtemp(prefix="distill-training-")
     try:
         arguments = sft_arguments(job, scratch)
@@ -50,24 +48,6 @@ def train_student(config_path: str) -> str:
         counts = {"examples": len(examples), "too_long": too_long}
         save_json(folder / "provenance.json", provenance(job, counts))
     return job.output_dir
-
-
-def _labelled_records(job: Job) -> list[Record]:
-    """Return the labelled data; a `kd_black_box_local` job without any asks the teacher, in memory."""
-    labeled = Path(job.dataset["labeled_path"])
-    if job.job_type == "kd_black_box_train_only" or labeled.exists():
-        return read_records(labeled)
-    instructions = read_records(job.dataset.get("instruction_path") or labeled)
-    model, tokenizer = load_teacher(job.models["teacher"], quantization="none")
-    return label_with_teacher(
-        model,
-        tokenizer,
-        instructions,
-        batch_size=16,
-        max_new_tokens=job.inference.get("max_new_tokens", 256),
-        temperature=job.inference.get("temperature", 0.8),
-        seed=job.inference.get("seed", 0),
-    )
 
 
 def _report_examples(job: Job, examples: list[Any], too_long: int, limit: int | None) -> None:
