@@ -226,7 +226,6 @@ def test_hostile_rows_are_dropped_and_counted() -> None:
         ({"question": "a", "reasoning": {"thought": ["x"]}}, "question, reasoning"),
         ({"question": "a", "reasoning": ["x"]}, "question, reasoning"),
         ({"question": "a", "reasoning": [{"steps": "x"}]}, "question, reasoning"),
-        ({"question": "a", "reasoning": [{"full_response": "x"}]}, "question, reasoning"),
         ({}, "none"),
     ],
 )
@@ -235,9 +234,10 @@ def test_another_schema_asks_to_inspect_the_first_row(row: dict, columns: str) -
         select_traces([row], OPEN, OPEN)
 
 
-def test_unchecked_traces_without_the_column_load_where_all_are_wanted() -> None:
+@pytest.mark.parametrize("verified_only", [True, False])
+def test_where_nothing_says_what_was_checked_every_trace_stays(verified_only: bool) -> None:
     rows = [{"question": "a", "reasoning": [{"thought": "x", "solution": "y"}]}]
-    assert outputs(select_traces(rows, OPEN, OPEN, verified_only=False).records) == ["x\ny"]
+    assert outputs(select_traces(rows, OPEN, OPEN, verified_only).records) == ["x\ny"]
 
 
 def test_the_sample_selection_equals_a_plain_reference() -> None:
@@ -293,7 +293,8 @@ def test_bounds_the_wrong_way_round_fail_before_anything_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rv_max", 10), ("cd_min", -1), ("max_traces", 0), ("heldout_fraction", 1.0)]
+    ("key", "value"),
+    [("rv_max", 10), ("cd_min", -1), ("max_traces", 0), ("heldout_fraction", 1.0), ("heldout_fraction", 0.0)],
 )
 def test_the_params_refuse_values_out_of_range(key: str, value: float) -> None:
     good = {
@@ -306,7 +307,7 @@ def test_the_params_refuse_values_out_of_range(key: str, value: float) -> None:
         "cd_max": None,
         "verified_only": True,
         "max_traces": 1,
-        "heldout_fraction": 0.0,
+        "heldout_fraction": 0.1,
         "seed": 0,
     }
     assert PrepareS2Params(**good).rv_max == 9

@@ -114,8 +114,8 @@ def select_traces(
     reason, but for "no trace", which counts rows.
 
     Args:
-        verified_only: drop what was found wrong; a nested trace that nobody checked goes too, a
-            flat one stays (most flat sets have no such column).
+        verified_only: drop what was found wrong, and of nested traces what nobody checked. Where there
+            is no such column at all, every trace stays.
         max_traces: the number of shortest traces (in characters) kept a question.
 
     Raises:
@@ -132,7 +132,7 @@ def select_traces(
         columns = columns or list(row)
         state.rows_in += 1
         traces_before = state.traces_in
-        for trace in _traces_of(row, verified_only):
+        for trace in _traces_of(row):
             state.traces_in += 1
             _take(state, trace)
         if state.traces_in == traces_before:
@@ -196,9 +196,9 @@ def _as_record(trace: _Trace) -> Record:
     return {"instruction": instruction, "input": input_text, "output": output}
 
 
-def _traces_of(row: Mapping[str, Any], verified_only: bool) -> Iterator[_Trace]:
+def _traces_of(row: Mapping[str, Any]) -> Iterator[_Trace]:
     if "question" in row and "reasoning" in row:
-        yield from _nested_traces(row, verified_only)
+        yield from _nested_traces(row)
     elif any(name in row for name in QUESTION_COLUMNS) and any(name in row for name in TRACE_COLUMNS):
         yield _Trace(
             instruction=_first_filled(row, QUESTION_COLUMNS),
@@ -213,7 +213,7 @@ def _traces_of(row: Mapping[str, Any], verified_only: bool) -> Iterator[_Trace]:
         raise _schema_error(row, "expected question and reasoning, or question and cot")
 
 
-def _nested_traces(row: Mapping[str, Any], verified_only: bool) -> Iterator[_Trace]:
+def _nested_traces(row: Mapping[str, Any]) -> Iterator[_Trace]:
     reasoning = row["reasoning"]
     if reasoning is None:
         return
@@ -224,14 +224,12 @@ def _nested_traces(row: Mapping[str, Any], verified_only: bool) -> Iterator[_Tra
             raise _schema_error(row, f"a trace is {type(item).__name__}, expected an object")
         if not ("full_response" in item or {"thought", "solution"} <= set(item)):
             raise _schema_error(row, f"a trace has {', '.join(item)}; expected full_response")
-        if verified_only and VERIFIED not in item:
-            raise _schema_error(row, f"a trace has {', '.join(item)}; expected {VERIFIED}")
         yield _Trace(
             instruction=row["question"],
             input=None,
             output=item.get("full_response"),
             parts=(item.get("thought"), item.get("solution")),
-            is_verified=item.get(VERIFIED) is True,
+            is_verified=item.get(VERIFIED, True) is True,
             rv=_nested_level(item.get("Reasoning_Verbosity")),
             cd=_nested_level(item.get("Cognitive_Difficulty")),
         )
