@@ -22,6 +22,7 @@ def test_a_checkpoint_carries_the_keys_that_transformers_4_reads(tiny_model_dir)
     assert config["torch_dtype"] == "bfloat16"
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert tokenizer["chat_template"]
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_nothing_in_a_checkpoint_tells_where_it_was_made(tiny_model_dir):

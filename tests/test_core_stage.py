@@ -16,6 +16,11 @@ from distill_app.core.stage import one_line, report_errors
 CHILD = "import sys, time; from distill_app.core.stage import run_stage; run_stage(lambda: (print('up', flush=True), time.sleep(60)))"
 
 
+def heed_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -35,7 +40,11 @@ def wait_until(condition, seconds: float = 20) -> bool:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_stage_says_so_in_one_line(sent):
     process = subprocess.Popen(
-        [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout.readline() == "up\n"
     process.send_signal(sent)
@@ -77,7 +86,11 @@ def test_an_interrupted_training_leaves_no_folder_and_no_trainer(tmp_path, tiny_
     )
     code = "from distill_app import run_easy_distill; run_easy_distill('c.json')"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     for line in process.stderr:
         if "step" in line:

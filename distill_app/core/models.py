@@ -102,6 +102,8 @@ def _add_old_tokenizer_keys(folder: Path, tokenizer: Tokenizer) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # Else 4.51 adds token_type_ids, which its generate refuses
+        config["model_input_names"] = tokenizer.model_input_names
     for key in (
         "is_local",
         "local_files_only",
