@@ -136,11 +136,8 @@ def test_fewer_steps_than_logging_steps_still_give_a_loss(project, tiny_model_di
 
 def test_gradient_accumulation_weighs_tokens_not_batches(tiny_model_dir, tmp_path):
     """One batch of four against four of one, with answers of very different length, in float32."""
-    from datasets import Dataset
-
     from distill_app.core.models import load_trainable
     from distill_app.training.train import _silence
-    from distill_app.training.trainer import ResponseTrainer
 
     records = [{**RECORDS[0], "output": "It is. " * n} for n in (1, 2, 8, 20)]
     weights = []
@@ -148,17 +145,24 @@ def test_gradient_accumulation_weighs_tokens_not_batches(tiny_model_dir, tmp_pat
         path = write_config_for_accumulation(tmp_path, tiny_model_dir, batch, steps)
         model, tokenizer = load_trainable(str(tiny_model_dir))
         examples, _ = build_examples(records, tokenizer, OURS, None)
-        arguments = sft_arguments(read_job(path), str(path.parent / "scratch"))
-        trainer = ResponseTrainer(
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list(examples),
-        )
+        trainer = make_trainer(path, model, tokenizer, examples)
         _silence(trainer)
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
+
+
+def make_trainer(config_path, model, tokenizer, examples):
+    from datasets import Dataset
+
+    from distill_app.training.trainer import ResponseTrainer
+
+    return ResponseTrainer(
+        model=model,
+        args=sft_arguments(read_job(config_path), str(config_path.parent / "scratch")),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(examples),
+    )
 
 
 def write_config_for_accumulation(folder, student, batch, steps):
@@ -185,21 +189,12 @@ def write_config_for_accumulation(folder, student, batch, steps):
 
 
 def test_our_loss_equals_a_plain_float64_reference(tiny_model_dir, tmp_path):
-    from datasets import Dataset
-
     from distill_app.core.models import load_trainable
-    from distill_app.training.trainer import ResponseTrainer
 
     path = write_config_for_accumulation(tmp_path, tiny_model_dir, 2, 1)
     model, tokenizer = load_trainable(str(tiny_model_dir))
     examples, _ = build_examples(RECORDS[:2], tokenizer, OURS, None)
-    arguments = sft_arguments(read_job(path), str(path.parent / "scratch"))
-    trainer = ResponseTrainer(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(examples),
-    )
+    trainer = make_trainer(path, model, tokenizer, examples)
     batch = trainer.data_collator(examples)
     count = sum(label != NO_LOSS for e in examples for label in e["labels"])
     loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=count)
