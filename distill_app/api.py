@@ -12,7 +12,7 @@ from distill_app.data.instructions import prepare_instructions
 from distill_app.data.reasoning import prepare_traces
 from distill_app.easydistill.config import write_system1_config, write_system2_config
 from distill_app.easydistill.run import run_easy_distill
-from distill_app.labeling.engine import Sampling
+from distill_app.labeling.answers import Sampling
 from distill_app.labeling.infer import infer_student
 from distill_app.labeling.label import ask_teacher, select_answers
 

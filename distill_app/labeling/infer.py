@@ -2,7 +2,8 @@
 
 from distill_app.core.models import Model, Tokenizer
 from distill_app.core.prompts import Mode, format_prompt
-from distill_app.labeling.engine import Sampling, generate
+from distill_app.labeling.answers import Sampling
+from distill_app.labeling.engine import generate
 
 
 def infer_student(

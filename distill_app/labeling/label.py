@@ -7,7 +7,8 @@ from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import Record
 from distill_app.core.models import Model, Tokenizer
 from distill_app.core.prompts import Mode, teacher_prompt
-from distill_app.labeling.engine import Answer, Sampling, generate
+from distill_app.labeling.answers import Answer, Sampling
+from distill_app.labeling.engine import generate
 from distill_app.labeling.params import LabelParams
 
 OnTruncated = Literal["drop", "keep"]
