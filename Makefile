@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test lint check lock clean
+.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray
 
 repro: .venv/installed
 	@$(ENV) dvc repro
@@ -32,5 +32,22 @@ lock: pyproject.toml
 	.venv/bin/uv pip compile --quiet --python-version 3.11 --extra dev pyproject.toml \
 	  --no-header --output-file requirements.lock
 
+# Speed and what it must not change; PROMPTS=FILE, a JSON list of {instruction, input}, in place of the sample.
+BENCH = $(ENV) python benchmarks/$(1).py $(if $(PROMPTS),--prompts "$(PROMPTS)")
+
+bench-label: .venv/installed models/base/teacher
+	$(call BENCH,label)
+
+bench-invariance: .venv/installed models/base/teacher
+	$(call BENCH,invariance) --count 500
+
+bench-ray: .venv/installed models/base/teacher
+	$(call BENCH,ray_labels)
+
+models/base/teacher: | .venv/installed
+	$(ENV) dvc repro base_models
+
+include benchmarks/vllm.mk
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

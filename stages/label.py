@@ -1,24 +1,35 @@
-"""Reads System 1's instructions and the teacher; writes the teacher's answers to both splits."""
+"""Reads System 1's instructions and the teacher; writes the teacher's answers to both splits.
 
-from distill_app.core.files import read_records, save_json
-from distill_app.core.models import load_teacher
+The answers are kept under work/, which is no output: it makes the next run cheap and changes no result.
+"""
+
+from contextlib import closing
+
+from distill_app.core.files import save_json
 from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
-from distill_app.labeling.label import label_splits
+from distill_app.labeling.engines import open_engine
+from distill_app.labeling.label import label_files
 from distill_app.labeling.params import LabelParams
+from distill_app.labeling.store import AnswerStore
+
+SPLITS = {
+    "train": ("data/train_instructions.json", "data/train_labeled.json"),
+    "heldout": ("data/heldout_s1.json", "data/heldout_s1_labeled.json"),
+}
 
 
 def main() -> None:
     """Label the training and held-out instructions."""
     params = read_section("label", LabelParams)
-    train = read_records("data/train_instructions.json")
-    heldout = read_records("data/heldout_s1.json")
-    model, tokenizer = load_teacher(params.teacher, params.quantization, params.revision)
-    labeled, labeled_heldout, metrics = label_splits(model, tokenizer, train, heldout, params)
-    save_json("data/train_labeled.json", labeled)
-    save_json("data/heldout_s1_labeled.json", labeled_heldout)
+    with closing(open_engine(params)) as engine, AnswerStore(params.store) as store:
+        metrics = label_files(engine, store, params, SPLITS, "work/label_dropped.json", "work/label.log")
     save_json("metrics/label.json", metrics)
-    print(f"label: {len(labeled)} of {len(train)} instructions labelled, {len(labeled_heldout)} held out")
+    train, heldout = metrics["train"], metrics["heldout"]
+    print(
+        f"label: {train['kept']} of {train['instructions']} instructions labelled,"
+        f" {heldout['kept']} of {heldout['instructions']} held out"
+    )
 
 
 if __name__ == "__main__":

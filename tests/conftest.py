@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path, layers: int = 4, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, layers: int = 4, seed: int = 0, size: int = 32) -> Path:
     """Write a Llama of about 60,000 parameters with a byte-level BPE tokenizer of 400 tokens."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,8 +44,8 @@ def make_tiny_model(folder: Path, layers: int = 4, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=size,
+        intermediate_size=2 * size,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -2,6 +2,10 @@ import subprocess
 import sys
 
 import pytest
+from fakes import ROOT, Echo
+
+from distill_app.labeling.answers import Answer, Sampling
+from distill_app.labeling.store import AnswerStore, Recipe
 
 
 def distill(*arguments, cwd=None, stdin=""):
@@ -27,6 +31,10 @@ def test_a_question_is_answered_from_the_shell_and_from_a_pipe(tiny_model_dir):
         (["ask", "./none", "Hello?"], "error: ./none: no such model folder"),
         (["ask", "./none", " "], "error: question: found nothing"),
         (["profile", "llama"], "error: profiles/llama.yaml: no such profile; there are: none"),
+        (["labels"], "error: params.yaml: no such file"),
+        (["labels", "--store", "s"], "error: s: no such store"),
+        (["labels", "--prune"], "error: labels: --prune and a choice go together"),
+        (["labels", "--older-than", "3"], "error: labels: --prune and a choice go together"),
         (["report"], "error: reports/comparison.json: no such file"),
     ],
 )
@@ -34,3 +42,25 @@ def test_a_wrong_call_is_one_line_and_exit_1(tmp_path, arguments, message):
     run = distill(*arguments, cwd=tmp_path)
     assert run.returncode == 1 and run.stdout == ""
     assert run.stderr.startswith(message) and run.stderr.count("\n") == 1
+
+
+def test_the_store_is_shown_and_pruned_from_the_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with AnswerStore(tmp_path / "work" / "s") as store:
+        for sampling in (Sampling(), Sampling(temperature=0.8, top_p=0.9, seed=17)):
+            recipe = Recipe.of(Echo(), sampling)
+            store.put(recipe, recipe.key("x"), 8, Answer("a", 1200, "stop"))
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    shown = distill("labels", "--store", "work/s", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "echo" in shown.stdout and "fake 1" in shown.stdout and "greedy" in shown.stdout
+    assert "temperature 0.8, top_p 0.9, seed 17" in shown.stdout
+    assert "2 answers, 2400 tokens, " in shown.stdout
+    pruned = distill(
+        "labels", "--store", "work/s", "--prune", "--recipe", recipe.digest.hex()[:12], cwd=tmp_path
+    )
+    assert "1 recipes and 1 answers removed" in pruned.stdout
+    assert "1 answers, 1200 tokens" in distill("labels", "--store", "work/s", cwd=tmp_path).stdout
+    none = distill("labels", "--store", "work/s", "--prune", "--older-than", "1", cwd=tmp_path)
+    assert none.stdout.startswith("0 recipes and 0 answers removed")
+    assert "work/answers.sqlite: no such store" in distill("labels", cwd=tmp_path).stderr

@@ -2,7 +2,12 @@ import copy
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
+from fakes import label_params
 
+from distill_app.comparison.compare import _teacher_with_weights
+from distill_app.comparison.params import CompareParams
 from distill_app.comparison.scores import (
     count_steps,
     is_right,
@@ -70,3 +75,14 @@ def test_shares_are_of_all_answers():
         {"right": False, "steps": 0, "cut": False},
     ]
     assert summary_of_reasoning(answers) == {"accuracy": 0.25, "multi_step": 0.5, "cut": 0.25}
+
+
+def test_a_teacher_behind_a_server_is_compared_by_weights_of_its_own():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    compare = CompareParams(**params["compare"])
+    served = label_params(engine="openai", base_url="http://localhost:1/v1", teacher="big", revision="v2")
+    with pytest.raises(ValueError, match=r"compare\.teacher: found null.*\(big\) is a server's; set it"):
+        _teacher_with_weights(compare, served)
+    chosen = _teacher_with_weights(compare.model_copy(update={"teacher": "a/b"}), served)
+    assert (chosen.teacher, chosen.revision) == ("a/b", None)
+    assert _teacher_with_weights(compare, label_params()) == label_params()

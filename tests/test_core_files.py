@@ -4,7 +4,13 @@ import pytest
 
 from distill_app import read_json, save_json
 from distill_app.core.errors import EmptyDataError
-from distill_app.core.files import new_folder, read_records, require_free_space
+from distill_app.core.files import (
+    iter_records,
+    new_folder,
+    new_json_list,
+    read_records,
+    require_free_space,
+)
 
 RECORD = {"instruction": "a", "input": "", "output": "b"}
 
@@ -60,6 +66,53 @@ def test_a_record_without_its_fields_is_named(tmp_path, data, message):
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match=message):
         read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"item": [{"a": 1}]}', "found dict, expected a list of records"),
+        (b'[{"instruction": "a", "input": "", "output": "b"}, {"b" 2}]', "line 1, column 57: not JSON"),
+        (b'[{"instruction": "a", "input": "", "output": "b"}] more', "line 1, column 52: not JSON"),
+        (b'[{"instruction": "a", "input": "", "output": "\xff"}]', "byte 46 is not UTF-8"),
+        (b"", "line 1, column 1: not JSON"),
+        (b"[1e999]", r"not JSON \(.*overflow"),
+    ],
+)
+def test_a_stream_of_records_tells_a_broken_file_in_one_line(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.json: {message}") as caught:
+        list(iter_records(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_records_are_read_as_a_stream(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{**RECORD, "more": [1.5, {}]}] * 5000 + [1]))
+    records = iter_records(path)
+    assert [next(records) for _ in range(5000)] == [RECORD] * 5000
+    with pytest.raises(ValueError, match="record 5000 is int"):
+        next(records)
+
+
+@pytest.mark.parametrize("items", [[], [1], [{"a": "x\ny\u2028漢", "b": [[], {}, {"c": None}]}, {}, "z"]])
+def test_a_list_written_item_by_item_has_the_bytes_of_save_json(tmp_path, items):
+    save_json(tmp_path / "whole.json", items)
+    with new_json_list(tmp_path / "new" / "parts.json") as add:
+        for item in items:
+            add(item)
+    assert (tmp_path / "new" / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_list_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "x.json"
+    save_json(path, [1])
+    with pytest.raises(ValueError, match="item 1 has text with a lone surrogate"), new_json_list(path) as add:
+        add("a")
+        add("\ud800")
+    assert read_json(path) == [1]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_empty_list_is_told_apart(tmp_path):

@@ -1,6 +1,7 @@
 """What can be read off the tree without running it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from distill_app.core.params import read_section
-from distill_app.labeling.params import LabelParams
+from distill_app.labeling.params import RUNTIME_ONLY, LabelParams
 from distill_app.profiles import SECTIONS, check_profile, use_profile
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,19 @@ def test_a_local_path_in_the_params_is_a_dep_of_its_stage(path):
     for stage, value in readers:
         if value.startswith(("data/", "models/")):
             assert value in GRAPH[stage]["deps"]
+
+
+def test_the_label_stage_reruns_for_every_param_that_can_change_an_answer_and_for_no_other():
+    listed = {name.removeprefix("label.") for name in GRAPH["label"]["params"]}
+    assert listed == set(LabelParams.model_fields) - RUNTIME_ONLY
+    assert set(LabelParams.model_fields) >= RUNTIME_ONLY
+
+
+def test_the_comparison_reruns_for_the_params_that_name_the_teacher():
+    labels = {name for name in GRAPH["compare"]["params"] if name.startswith("label")}
+    assert labels == {"label.teacher", "label.revision", "label.quantization", "label.engine"}
+    used = ast.unparse(ast.parse((ROOT / "distill_app/comparison/compare.py").read_text()))
+    assert {f"label.{name}" for name in re.findall(r"\bteacher\.(?!model_copy)(\w+)", used)} == labels
 
 
 def params_file(tmp_path: Path, **changes: object) -> Path:

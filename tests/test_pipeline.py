@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,6 +68,26 @@ def test_system2s_learning_rate_reruns_only_system2_and_is_named_in_the_diff(pro
 def test_the_labelling_temperature_reruns_labels_and_system1(project):
     change_param(project, "label", temperature=0.7)
     assert stages_run(dvc(project, "repro")) == {"label", "train_s1", "compare"}
+
+
+def test_how_fast_and_where_the_teacher_is_asked_reruns_nothing(project):
+    change_param(project, "label", batch_size=3, concurrency=2, store="work/other.sqlite")
+    assert stages_run(dvc(project, "repro")) == set()
+
+
+def test_the_store_is_neither_tracked_nor_hashed(finished):
+    assert (finished / "work/answers.sqlite").is_file() and (finished / "work/label.log").is_file()
+    assert "work" not in (finished / "dvc.lock").read_text()
+    command = ["git", "status", "--porcelain", "--", "work"]
+    assert subprocess.run(command, cwd=finished, capture_output=True, text=True).stdout == ""
+
+
+def test_labels_come_from_the_store_byte_for_byte(project):
+    before = (project / "data/train_labeled.json").read_bytes()
+    (project / "data/train_labeled.json").unlink()
+    output = dvc(project, "repro", "--force", "--single-item", "label")
+    assert "answers, " in output and " asked (" not in output
+    assert (project / "data/train_labeled.json").read_bytes() == before
 
 
 def test_new_sample_data_of_system1_reruns_system1(project):

@@ -31,6 +31,7 @@ def compare_systems(
     Raises:
         FileNotFoundError, ValueError: a model or held-out file is missing, empty or malformed.
     """
+    teacher = _teacher_with_weights(params, teacher)
     data, models, reports = Path(data_dir), Path(models_dir), Path(reports_dir)
     train = {
         "system1": read_records(data / "train_labeled.json"),
@@ -70,6 +71,18 @@ def _score_rows(scores: dict[str, Any]) -> str:
         for name in names:
             lines += [f"{mode} {name},{role},{scores[mode][role][name]}" for role in ROLES]
     return "\n".join(lines) + "\n"
+
+
+def _teacher_with_weights(params: CompareParams, teacher: LabelParams) -> LabelParams:
+    """Return the teacher to measure; a server's name for its model is nothing that can be loaded."""
+    if params.teacher is not None:
+        return teacher.model_copy(update={"teacher": params.teacher, "revision": None})
+    if teacher.engine == "openai":
+        raise ValueError(
+            "compare.teacher: found null, expected the Hub id or folder of the teacher's weights, since"
+            f" label.teacher ({teacher.teacher}) is a server's; set it"
+        )
+    return teacher
 
 
 def _provenance(

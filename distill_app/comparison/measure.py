@@ -24,7 +24,8 @@ from distill_app.core.models import (
 )
 from distill_app.core.prompts import Mode, format_prompt, format_response, teacher_prompt
 from distill_app.labeling.answers import Answer, Sampling
-from distill_app.labeling.engine import generate
+from distill_app.labeling.engine import generate, stream_answers
+from distill_app.labeling.progress import Progress
 
 ROLES = ("teacher", "before", "student")
 
@@ -53,9 +54,7 @@ def measure_system(
     for role in ROLES:
         model, tokenizer = _load(models, role)
         prompts = _prompts(tokenizer, role, mode, records)
-        sampling = Sampling(params.max_new_tokens)
-        label = f"compare {mode} {role}"
-        answers = generate(model, tokenizer, prompts, sampling, params.batch_size, label)
+        answers = _answers(model, tokenizer, prompts, params, f"compare {mode} {role}")
         if mode == "system1":
             found = _score_instructions(model, tokenizer, role, prompts, answers, records)
             texts: list[dict[str, Any]] = [{"text": a.text} for a in answers]
@@ -84,6 +83,18 @@ def _prompts(tokenizer: Tokenizer, role: str, mode: Mode, records: Sequence[Reco
     if role == "teacher":
         return [teacher_prompt(tokenizer, r["instruction"], r["input"], mode) for r in records]
     return [format_prompt(r["instruction"], r["input"], mode) for r in records]
+
+
+def _answers(
+    model: Model, tokenizer: Tokenizer, prompts: list[str], params: CompareParams, label: str
+) -> list[Answer]:
+    sampling = Sampling(params.max_new_tokens)
+    answers: dict[int, Answer] = {}
+    with Progress(label, len(prompts)) as progress:
+        for place, answer in stream_answers(model, tokenizer, prompts, sampling, params.batch_size):
+            answers[place] = answer
+            progress.add(1, asked=1, tokens=answer.tokens)
+    return [answers[place] for place in range(len(prompts))]
 
 
 def _speed(model: Model, tokenizer: Tokenizer, prompts: list[str], params: CompareParams) -> dict[str, float]:

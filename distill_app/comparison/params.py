@@ -8,6 +8,7 @@ from distill_app.core.params import Section
 class CompareParams(Section):
     """How much held-out data is asked, and how."""
 
+    teacher: str | None  # Hub id or folder of the weights to compare with; None takes label.teacher
     system1_prompts: int = Field(ge=1)  # at most; all held-out records if there are fewer
     system2_prompts: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)  # an answer ends here at the latest

@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distill_app.core.errors import EmptyDataError
 
@@ -58,12 +58,46 @@ def save_text(path: str | os.PathLike[str], text: str) -> None:
 
 def save_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside the file, then rename: a reader sees the old content or the new, never a part."""
+    with _new_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_json_list(path: str | os.PathLike[str]) -> Iterator[Callable[[Any], None]]:
+    """Give a function that adds one item to a JSON list; the file is replaced when the block ends well.
+
+    Items are written as they come; the bytes are those of `save_json` with the whole list.
+
+    Raises:
+        ValueError: an item holds text that UTF-8 cannot hold (a lone surrogate); its number, from 0.
+    """
+    with _new_file(path) as file:
+        count = 0
+
+        def add(item: Any) -> None:
+            nonlocal count
+            text = json.dumps(item, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+            try:
+                file.write(f"{',' if count else '['}\n  {text}".encode())
+            except UnicodeEncodeError as err:
+                raise ValueError(
+                    f"{path}: item {count} has text with a lone surrogate, which cannot be written as UTF-8;"
+                    " clean that text"
+                ) from err
+            count += 1
+
+        yield add
+        file.write(b"\n]\n" if count else b"[]\n")
+
+
+@contextlib.contextmanager
+def _new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -72,18 +106,40 @@ def save_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Return the `{instruction, input, output}` records of a file, in order; other fields are dropped.
+    """Return the records of a file as `iter_records` reads them, with its errors."""
+    return list(iter_records(path))
+
+
+def iter_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Yield the `{instruction, input, output}` records of a JSON list in order, holding one at a time.
+
+    Other fields are dropped.
 
     Raises:
         EmptyDataError: the list has no record.
-        ValueError: it is no list, or a record lacks a field or has another type (its number, from 0).
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON or no list, or a record lacks a field or has another type (its number,
+            from 0). What stands before the fault has been yielded by then.
     """
-    data = read_json(path)
-    if not isinstance(data, list):
-        raise ValueError(f"{path}: found {type(data).__name__}, expected a list of records")
-    if not data:
+    import ijson
+
+    if not Path(path).is_file():
+        read_json(path)  # raises
+    number = -1
+    with Path(path).open("rb") as file:
+        try:
+            is_list = next(ijson.basic_parse(file))[0] == "start_array"
+            file.seek(0)
+            for number, item in enumerate(ijson.items(file, "item", use_float=True) if is_list else ()):
+                yield _as_record(path, number, item)
+        except ijson.JSONError as err:
+            read_json(path)  # tells the line, as the streaming reader cannot
+            raise ValueError(f"{path}: not JSON ({' '.join(str(err).split())}); mend it") from err
+    if number < 0:
+        data = read_json(path)
+        if not isinstance(data, list):
+            raise ValueError(f"{path}: found {type(data).__name__}, expected a list of records")
         raise EmptyDataError(f"{path}: the list is empty, expected records; check the slice and filters")
-    return [_as_record(path, number, item) for number, item in enumerate(data)]
 
 
 def _as_record(path: str | os.PathLike[str], number: int, item: Any) -> Record:

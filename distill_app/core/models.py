@@ -40,7 +40,7 @@ def load_teacher(
         raise ValueError(f'quantization: found "{quantization}", expected "8bit", "4bit" or "none"')
     if torch.cuda.is_available():
         options["device_map"] = "auto"
-    tokenizer = _load_tokenizer(model_name, revision)
+    tokenizer = load_tokenizer(model_name, revision)
     model = AutoModelForCausalLM.from_pretrained(model_name, **options)
     return model.eval(), tokenizer
 
@@ -62,7 +62,7 @@ def load_trainable(model_name: str) -> tuple[Model, Tokenizer]:
 
     quiet_transformers()
     _check_local(model_name)
-    tokenizer = _load_tokenizer(model_name, None)
+    tokenizer = load_tokenizer(model_name, None)
     return AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32), tokenizer
 
 
@@ -154,7 +154,7 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
             raise ValueError(f"{path}: unreadable weights ({err}); train or pull it again") from err
         if not names:
             raise ValueError(f"{path}: no tensor in the file; train or pull it again")
-    _load_tokenizer(str(folder), None)
+    load_tokenizer(str(folder), None)
 
 
 def is_local_path(model_name: str) -> bool:
@@ -176,9 +176,17 @@ def _check_local(model_name: str) -> None:
         )
 
 
-def _load_tokenizer(model_name: str, revision: str | None) -> Tokenizer:
+def load_tokenizer(model_name: str, revision: str | None = None) -> Tokenizer:
+    """Load a model's tokenizer from the Hub or a local folder; `pad_token` becomes `eos_token` if unset.
+
+    Raises:
+        FileNotFoundError: a local path that is no checkpoint.
+        OSError, ValueError: from transformers' `from_pretrained`.
+    """
     from transformers import AutoTokenizer
 
+    quiet_transformers()
+    _check_local(model_name)
     tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -50,13 +50,17 @@ def teacher_prompt(tokenizer: object, instruction: str, input_text: str, mode: M
     """Return the text a teacher is asked with: its own chat template where it has one."""
     if not getattr(tokenizer, "chat_template", None):
         return format_prompt(instruction, input_text, mode)
+    return tokenizer.apply_chat_template(  # type: ignore[attr-defined]
+        teacher_messages(instruction, input_text, mode), tokenize=False, add_generation_prompt=True
+    )
+
+
+def teacher_messages(instruction: str, input_text: str, mode: Mode) -> list[dict[str, str]]:
+    """Return what a teacher is asked with as chat messages, `{role, content}`."""
     content = user_content(instruction, input_text)
     if _checked(mode) == "system2":
         content = f"{content}\n{COT_INSTRUCTION}"
-    messages = [{"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(  # type: ignore[attr-defined]
-        messages, tokenize=False, add_generation_prompt=True
-    )
+    return [{"role": "user", "content": content}]
 
 
 def _checked(mode: str) -> str:

@@ -1,5 +1,6 @@
 """What every engine shares: how tokens are chosen, what an answer is, what an engine does."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -31,6 +32,12 @@ class Answer:
     tokens: int
     finish_reason: FinishReason
     prompt_tokens: int = 0
+
+
+def seed_of(prompt: str, seed: int) -> int:
+    """Return the seed of one prompt's draws, 0 to 2**63 - 1; it depends on nothing else in the run."""
+    digest = hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") % 2**63
 
 
 class Engine(Protocol):

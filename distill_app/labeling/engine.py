@@ -1,16 +1,47 @@
-"""The in-process engine: prompts in, answers with token counts and finish reasons out."""
+"""The in-process engine: prompts in, answers with token counts and finish reasons out.
 
-import hashlib
+Rows run side by side in slots (`slots.py`). One forward pass holds one token of every running row and the
+whole prompt of every row that enters, without padding; a row that ends leaves its slot to the next prompt.
+Continuous batching: Yu et al., Orca, OSDI 2022.
+"""
+
+import heapq
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from distill_app.core.models import Model, Tokenizer
-from distill_app.labeling.answers import Answer, Sampling
+from distill_app.labeling.answers import Answer, FinishReason, Sampling, seed_of
+from distill_app.labeling.memory import is_out_of_memory, release_memory, rows_that_fit
+from distill_app.labeling.packing import packed_weights
+from distill_app.labeling.sampler import choose
+from distill_app.labeling.slots import Entering, Packed, Slots, own_attention
 
-SHRINK_BELOW = 0.75  # rows leave the batch when fewer than this share still runs; each cut is a copy
-REPORT_EVERY_SEC = 10.0
+REVISION = 1  # part of an answer's key: raise it with any change here or beside that may flip a token
+PROMPT_TOKENS = 2048  # of entering prompts in one pass; more would only take memory
+LOOK_AHEAD = 4  # batches of prompts read before their turn, to run those of like length side by side
+HEAD_MIN = 8  # shared tokens worth computing once
+PACK_FROM = 16  # prompts for which it pays to copy the weights into the CPU's own layout
+SPARSE = 0.6  # slots are given up when fewer than this share runs and no prompt waits
+
+
+@dataclass
+class _Row:
+    """One prompt on its way; `out` holds its answer's tokens so far."""
+
+    place: int
+    ids: list[int]
+    seed: int
+    out: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.draw = Random(self.seed)
+
+    def __lt__(self, other: "_Row") -> bool:
+        return (-len(self.ids), self.place) < (-len(other.ids), other.place)
 
 
 def generate(
@@ -19,144 +50,223 @@ def generate(
     prompts: Sequence[str],
     sampling: Sampling,
     batch_size: int = 64,
-    label: str = "",
 ) -> list[Answer]:
-    """Return one answer for each prompt, in the order of the prompts.
-
-    Prompts run in batches of similar length, and a row leaves its batch soon after its answer ends.
-    Each prompt draws from a random generator of its own, seeded by the prompt and the seed.
-
-    Args:
-        label: what is being generated; with it, progress goes to stderr every ten seconds.
-    """
-    import torch
-
-    token_ids = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(token_ids[i]))
-    answers: dict[int, Answer] = {}
-    progress = _Progress(label, len(prompts))
-    with torch.inference_mode():
-        for start in range(0, len(prompts), batch_size):
-            rows = longest_first[start : start + batch_size]
-            seeds = [_seed_of(prompts[i], sampling.seed) for i in rows]
-            outputs = _generate_batch(model, tokenizer, [token_ids[i] for i in rows], seeds, sampling)
-            answers.update(zip(rows, (_as_answer(tokenizer, ids) for ids in outputs), strict=True))
-            progress.add(len(rows), sum(map(len, outputs)))
-    progress.close()
-    return [answers[i] for i in range(len(prompts))]
+    """Return one answer for each prompt, in the order of the prompts; see `stream_answers`."""
+    answers = dict(stream_answers(model, tokenizer, prompts, sampling, batch_size))
+    return [answers[place] for place in range(len(prompts))]
 
 
-def _seed_of(prompt: str, seed: int) -> int:
-    digest = hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") % 2**63
-
-
-def _as_answer(tokenizer: Tokenizer, ids: list[int]) -> Answer:
-    stopped = bool(ids) and ids[-1] == tokenizer.eos_token_id
-    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return Answer(text, len(ids), "stop" if stopped else "length")
-
-
-def _generate_batch(
+def stream_answers(
     model: Model,
     tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    seeds: list[int],
+    prompts: Iterable[str],
     sampling: Sampling,
-) -> list[list[int]]:
-    """Return the generated ids of each row, the end-of-sequence token included where it came."""
-    import torch
-    from transformers import DynamicCache
+    batch_size: int = 64,
+) -> Iterator[tuple[int, Answer]]:
+    """Yield the place of each prompt and its answer, as soon as it is ready.
 
-    input_ids, mask = _left_padded(prompts, tokenizer.pad_token_id, model.device)
-    generators = [torch.Generator().manual_seed(s) for s in seeds] if sampling.temperature else []
-    rows = list(range(len(prompts)))  # the prompt that each row of the running batch answers
-    outputs: list[list[int]] = [[] for _ in prompts]
-    cache = DynamicCache(config=model.config)
-    eos = tokenizer.eos_token_id if sampling.stop_at_eos else None
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for _ in range(sampling.max_new_tokens):
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        tokens = _choose(logits, [generators[i] for i in rows] if generators else [], sampling)
-        running = _append(outputs, rows, tokens.tolist(), eos)
-        if not running:
-            break
-        if len(running) < SHRINK_BELOW * len(rows):
-            keep = torch.tensor(running, device=model.device)
-            cache.batch_select_indices(keep)
-            tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
-            rows = [rows[i] for i in running]
-        input_ids, positions = tokens[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
-    return outputs
+    Prompts are read a few batches ahead and enter longest first. Each draws from a random generator of its
+    own, seeded by the prompt and the seed. In bfloat16 on a CPU an answer does not depend on the others.
+    When memory runs out, the batch is halved and its unfinished rows begin again.
+
+    Args:
+        batch_size: rows that run at a time, at most; fewer where memory is short.
+
+    Raises:
+        ValueError: the model's attention is of a kind that this engine cannot run.
+        RuntimeError: memory does not suffice for a single row.
+    """
+    yield from _Batch(model, tokenizer, prompts, sampling, batch_size).run()
 
 
-def _append(outputs: list[list[int]], rows: list[int], tokens: list[int], eos: int | None) -> list[int]:
-    """Add each row's token unless its answer has ended; return the rows of the batch still running."""
-    running = []
-    for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-        if outputs[row][-1:] == [eos]:
-            continue
-        outputs[row].append(token)
-        if token != eos:
-            running.append(place)
-    return running
+class _Batch:
+    """The rows that run, the prompts that wait, and the loop over both."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompts: Iterable[str],
+        sampling: Sampling,
+        batch_size: int,
+    ) -> None:
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.stops = stop_tokens(model, tokenizer) if sampling.stop_at_eos else set()
+        self.longest = getattr(model.config, "max_position_embeddings", None) or 2**31
+        self.batch_size = batch_size
+        self.incoming = enumerate(prompts)
+        self.waiting: list[_Row] = []  # a heap, longest prompt first
+        self.rows: dict[int, _Row] = {}  # by slot
+        self.slots = Slots(0)
+        self.head: list[int] = []
+
+    def run(self) -> Iterator[tuple[int, Answer]]:
+        yield from self._read_ahead()
+        many = len(self.waiting) >= PACK_FROM
+        with own_attention(self.model), packed_weights(self.model) if many else nullcontext():
+            while self.waiting or self.rows:
+                try:
+                    if not self.slots.count:
+                        self._start()
+                    finished = self._step()
+                except (RuntimeError, MemoryError) as err:
+                    self._halve(err)
+                    continue
+                yield from finished
+                yield from self._read_ahead()
+
+    def _read_ahead(self) -> Iterator[tuple[int, Answer]]:
+        """Keep a few batches waiting; yield the refusal of a prompt without room for an answer."""
+        while len(self.waiting) < LOOK_AHEAD * self.batch_size:
+            place, prompt = next(self.incoming, (-1, ""))
+            if place < 0:
+                return
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            if 0 < len(ids) < self.longest:
+                heapq.heappush(self.waiting, _Row(place, ids, seed_of(prompt, self.sampling.seed)))
+            else:
+                yield place, Answer("", 0, "refused", len(ids))
+
+    def _start(self) -> None:
+        """Make the slots, as many as memory allows, and compute the prompts' common head once."""
+        self.batch_size = min(self.batch_size, self._rows_that_fit())
+        self.slots = Slots(min(self.batch_size, len(self.waiting)))
+        self.head = _common_head([row.ids for row in self.waiting])
+        if self.head:
+            self.slots.fit(len(self.head))
+            self._forward([], [(0, _Row(-1, self.head, 0))], shared=[0])
+            self.slots.keep_as_head(0, len(self.head))
+
+    def _rows_that_fit(self) -> int:
+        tokens = len(self.waiting[0].ids) + self.sampling.max_new_tokens
+        return rows_that_fit(self.model, min(tokens, self.longest))
+
+    def _step(self) -> list[tuple[int, Answer]]:
+        """Run one pass; return what it finished."""
+        going, entering = sorted(self.rows.items()), self._entering()
+        self.rows.update(entering)
+        width = max(len(row.ids) + len(row.out) for row in self.rows.values())
+        if not entering and len(going) < SPARSE * self.slots.count:
+            self.slots.fit(width, keep=[slot for slot, _ in going])
+            going = list(enumerate(row for _, row in going))
+            self.rows = dict(going)
+        self.slots.fit(width)
+        shared = [len(self.head) if self._has_head(row) else 0 for _, row in entering]
+        logits = self._forward(going, entering, shared)
+        rows = [*going, *entering]
+        tokens = choose(logits, [row.draw for _, row in rows], self.sampling)
+        return [
+            (row.place, self._ended(slot))
+            for (slot, row), token in zip(rows, tokens, strict=True)
+            if self._append(row, token)
+        ]
+
+    def _entering(self) -> list[tuple[int, _Row]]:
+        """Take waiting rows into free slots, so many that one pass can hold their prompts."""
+        free = [slot for slot in range(self.slots.count) if slot not in self.rows]
+        entering: list[tuple[int, _Row]] = []
+        tokens = 0
+        while free and self.waiting and tokens < PROMPT_TOKENS:
+            row = heapq.heappop(self.waiting)
+            entering.append((free.pop(0), row))
+            tokens += len(row.ids)
+        return entering
+
+    def _has_head(self, row: _Row) -> bool:
+        return len(row.ids) > len(self.head) + 1 and row.ids[: len(self.head)] == self.head
+
+    def _forward(
+        self, going: list[tuple[int, _Row]], entering: list[tuple[int, _Row]], shared: list[int]
+    ) -> Any:
+        """Return the scores of each row's next token, `(rows, vocab)`, going rows first."""
+        import torch
+
+        tokens = [row.out[-1] for _, row in going]
+        positions = [len(row.ids) + len(row.out) - 1 for _, row in going]
+        last, new = list(range(len(going))), []
+        for (slot, row), head in zip(entering, shared, strict=True):
+            new.append(Entering(slot, len(tokens), len(row.ids) - head, head))
+            tokens += row.ids[head:]
+            positions += range(head, len(row.ids))
+            last.append(len(tokens) - 1)
+        device = self.model.device
+        self.slots.packed = Packed(
+            torch.tensor([slot for slot, _ in going], dtype=torch.long, device=device),
+            torch.tensor(positions[: len(going)], dtype=torch.long, device=device),
+            self._visible(going),
+            new,
+        )
+        # A CPU rounds a lone row otherwise, and what its vector registers leave over: rows come in pairs
+        tokens, positions, last = _paired(tokens), _paired(positions), _paired(last)
+        with torch.inference_mode():
+            logits = self.model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(last, device=device),
+                distill_slots=self.slots,
+            ).logits[0]
+        return logits[: len(going) + len(entering)]
+
+    def _visible(self, going: list[tuple[int, _Row]]) -> Any:
+        import torch
+
+        lengths = torch.ones(self.slots.count, 1, 1)
+        for slot, row in going:
+            lengths[slot] = len(row.ids) + len(row.out)
+        hidden = torch.arange(self.slots.width) >= lengths
+        return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(self.model.device)
+
+    def _append(self, row: _Row, token: int) -> bool:
+        """Add a token to a row's answer; say whether that ends it."""
+        row.out.append(token)
+        full = len(row.out) >= self.sampling.max_new_tokens or len(row.ids) + len(row.out) >= self.longest
+        return token in self.stops or full
+
+    def _ended(self, slot: int) -> Answer:
+        row = self.rows.pop(slot)
+        text = self.tokenizer.decode(row.out, skip_special_tokens=True).strip()
+        finish: FinishReason = "stop" if row.out[-1] in self.stops else "length"
+        return Answer(text, len(row.out), finish, len(row.ids))
+
+    def _halve(self, err: Exception) -> None:
+        """After memory ran out: send the running rows back and go on with half as many.
+
+        Raises:
+            RuntimeError: it was something else, or a single row is too many.
+        """
+        if not is_out_of_memory(err):
+            raise err
+        rows = list(self.rows.values())
+        if self.batch_size == 1:
+            raise RuntimeError(
+                f"out of memory with one prompt of {len(rows[0].ids)} tokens and"
+                f" {self.sampling.max_new_tokens} new; lower max_new_tokens, quantize the model or take a"
+                " larger device"
+            ) from err
+        for row in rows:
+            heapq.heappush(self.waiting, _Row(row.place, row.ids, row.seed))
+        self.rows, self.slots = {}, Slots(0)
+        self.batch_size //= 2
+        release_memory()
+        print(f"out of memory; going on with {self.batch_size} answers at a time", file=sys.stderr)
 
 
-def _left_padded(prompts: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:
-    """Return ids and mask, `(batch, tokens)`, each prompt ending in the last column."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
+def _paired(values: list[int]) -> list[int]:
+    return values + values[-1:] if len(values) % 2 else values
 
 
-def _choose(logits: Any, generators: list[Any], sampling: Sampling) -> Any:
-    """Return one token id a row, `(batch,)`, from `(batch, vocab)` logits."""
-    import torch
-
-    if not sampling.temperature:
-        return logits.argmax(-1)
-    probs, order = torch.softmax(logits.float() / sampling.temperature, -1).sort(-1, descending=True)
-    total = probs.cumsum(-1)
-    probs = probs.masked_fill(total - probs > sampling.top_p, 0.0)  # nucleus, arXiv:1904.09751
-    total = probs.cumsum(-1)
-    draws = torch.stack([torch.rand(1, generator=g) for g in generators]).to(logits.device)
-    place = (total < draws * total[:, -1:]).sum(-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
-    return order.gather(-1, place)[:, 0]
+def _common_head(prompts: list[list[int]]) -> list[int]:
+    """Return the tokens that all prompts begin with, if they are worth computing once."""
+    first, last = min(prompts), max(prompts)  # in lexical order these two differ first
+    head = 0
+    while head < min(len(first), len(last)) - 2 and first[head] == last[head]:
+        head += 1
+    return first[:head] if len(prompts) > 1 and head >= HEAD_MIN else []
 
 
-class _Progress:
-    """Done of all, tokens per second, time left: one line on stderr every so often."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total = label, total
-        self.done = self.tokens = 0
-        self.start = self.reported = time.monotonic()
-
-    def add(self, answers: int, tokens: int) -> None:
-        self.done += answers
-        self.tokens += tokens
-        now = time.monotonic()
-        if self.label and self.done < self.total and now - self.reported > REPORT_EVERY_SEC:
-            self.reported = now
-            left = (now - self.start) / self.done * (self.total - self.done)
-            self._print(f"about {left:.0f} s left")
-
-    def close(self) -> None:
-        if self.label and self.done:
-            self._print(f"{time.monotonic() - self.start:.0f} s")
-
-    def _print(self, time_text: str) -> None:
-        rate = self.tokens / max(time.monotonic() - self.start, 1e-9)
-        line = f"{self.label}: {self.done} of {self.total}, {rate:.0f} tokens/s, {time_text}"
-        print(line, file=sys.stderr, flush=True)
+def stop_tokens(model: Model, tokenizer: Tokenizer) -> set[int]:
+    """Return the ids that end an answer: the tokenizer's and the model's own, which may be several."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ids = own if isinstance(own, list) else [own]
+    return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}

@@ -6,7 +6,7 @@ from typing import Any
 from distill_app.core.models import Model, Tokenizer
 from distill_app.core.prompts import Mode, teacher_prompt
 from distill_app.labeling.answers import Answer, Sampling
-from distill_app.labeling.engine import generate
+from distill_app.labeling.engine import stream_answers
 
 
 class InProcess:
@@ -35,8 +35,7 @@ class InProcess:
     def generate(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
         if self._model is None:
             self._model = self._load_model()
-        answers = generate(self._model, self._tokenizer, list(prompts), sampling, self._batch_size)
-        yield from enumerate(answers)
+        yield from stream_answers(self._model, self._tokenizer, prompts, sampling, self._batch_size)
 
     def close(self) -> None:
         self._model = None

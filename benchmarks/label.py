@@ -1,0 +1,143 @@
+"""Times the in-process engine beside the naive path, plain `generate` and vLLM; one command, one table.
+
+make bench-label [PROMPTS=FILE]
+
+FILE is a JSON list of {instruction, input}; without it, the project's own sample. Greedy, in bfloat16,
+at most 96 new tokens. Every round runs all paths one after the other; figures are medians of the rounds. The
+naive path is slow and even, so it gets the first 32 prompts only. vLLM runs where .venv-vllm exists
+(make .venv-vllm/installed), in a process of its own after the first round; its loading is not counted.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distill_app.core.models import load_teacher
+from distill_app.core.prompts import teacher_prompt
+from distill_app.data.sources import load_rows
+from distill_app.labeling.answers import Sampling
+from distill_app.labeling.engine import generate
+
+TEACHER = "models/base/teacher"
+SAMPLE = "data/sample/DistilQwen_100k"
+NAIVE_PROMPTS = 32
+VLLM = ".venv-vllm/bin/python"
+OURS = "this engine"
+
+Answers = list[tuple[str, int]]  # text and tokens
+
+
+def main() -> None:
+    """Run all paths and print what they did."""
+    args = arguments()
+    model, tokenizer = load_teacher(TEACHER, "none")
+    prompts = read_prompts(args.prompts, args.count, tokenizer)
+    print(f"{len(prompts)} prompts, greedy, at most {args.max_new_tokens} new tokens, bfloat16")
+    plain = partial(transformers_generate, model, tokenizer, args.max_new_tokens)
+    paths: dict[str, Callable[[], Answers]] = {
+        f"{OURS}, batch of {size}": partial(ours, model, tokenizer, prompts, args.max_new_tokens, size)
+        for size in args.batch_size
+    }
+    paths["naive: batch of 2, as they come"] = partial(plain, prompts[:NAIVE_PROMPTS], 2)
+    by_length = sorted(prompts, key=lambda p: len(tokenizer(p)["input_ids"]))
+    paths["plain generate: by length, batch of 64"] = partial(plain, by_length, 64)
+    speeds: dict[str, list[float]] = {name: [] for name in paths}
+    said: dict[str, Answers] = {}
+    for number in range(args.rounds):
+        for name, run in paths.items():
+            start = time.perf_counter()
+            said[name] = run()
+            tokens = sum(count for _, count in said[name])
+            speeds[name].append(tokens / (time.perf_counter() - start))
+            print(f"round {number + 1}, {name}: {tokens} tokens, {speeds[name][-1]:.0f}/s", flush=True)
+        if number == 0 and Path(VLLM).exists():
+            speeds["vLLM"], said["vLLM"] = vllm(prompts, args, tokenizer)
+    show(speeds)
+    show_agreement(said, prompts, by_length)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prompts", help="JSON list of {instruction, input}")
+    parser.add_argument("--count", type=int, default=320)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[128])
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def read_prompts(path: str | None, count: int, tokenizer: Any) -> list[str]:
+    """Return the first prompts as the teacher is asked."""
+    rows = load_rows(path or SAMPLE, f"train[:{count}]")
+    return [teacher_prompt(tokenizer, r["instruction"], r.get("input") or "", "system1") for r in rows]
+
+
+def ours(model: Any, tokenizer: Any, prompts: list[str], limit: int, size: int) -> Answers:
+    answers = generate(model, tokenizer, prompts, Sampling(limit), size)
+    return [(answer.text, answer.tokens) for answer in answers]
+
+
+def transformers_generate(model: Any, tokenizer: Any, limit: int, prompts: list[str], size: int) -> Answers:
+    """Answer with transformers' own `generate`, left padded; tokens count up to each answer's end."""
+    import torch
+
+    answers: Answers = []
+    for start in range(0, len(prompts), size):
+        batch = tokenizer(
+            prompts[start : start + size],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        )
+        with torch.inference_mode():
+            out = model.generate(**batch, max_new_tokens=limit, do_sample=False)
+        for row in out[:, batch["input_ids"].shape[1] :].tolist():
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            answers.append((tokenizer.decode(row[:end], skip_special_tokens=True).strip(), end))
+    return answers
+
+
+def vllm(prompts: list[str], args: argparse.Namespace, tokenizer: Any) -> tuple[list[float], Answers]:
+    """Return vLLM's tokens a second, one number a round, and its answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder, "prompts.json"), Path(folder, "answers.json")
+        asked.write_text(json.dumps(prompts))
+        rest = [asked, args.max_new_tokens, answered, args.rounds]
+        subprocess.run([VLLM, "benchmarks/vllm_peer.py", TEACHER, *map(str, rest)], check=True)
+        report = json.loads(answered.read_text())
+    answers = [(tokenizer.decode(a, skip_special_tokens=True).strip(), len(a)) for a in report["answers"]]
+    return [report["tokens"] / seconds for seconds in report["generate_sec"]], answers
+
+
+def show(speeds: dict[str, list[float]]) -> None:
+    """Print the medians and how much faster the engine is."""
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    best = max(value for name, value in medians.items() if name.startswith(OURS))
+    print(f"\n{'':<40}tokens/s   of all rounds   this engine is faster by")
+    for name, value in medians.items():
+        rounds = " ".join(f"{speed:.0f}" for speed in speeds[name])
+        print(f"{name:<40}{value:>8.0f}   {rounds:<15} {best / value:.1f}")
+
+
+def show_agreement(said: dict[str, Answers], prompts: list[str], by_length: list[str]) -> None:
+    """Print how many answers are the same as this engine's; bfloat16 rounds near ties either way."""
+    name, mine = next((name, answers) for name, answers in said.items() if name.startswith(OURS))
+    order = {"plain": by_length}
+    texts = {prompt: text for prompt, (text, _) in zip(prompts, mine, strict=True)}
+    for other, answers in said.items():
+        asked = order.get(other.split()[0], prompts)
+        same = sum(texts[prompt] == text for prompt, (text, _) in zip(asked, answers, strict=False))
+        if other != name:
+            print(f"same answers, {name} and {other}: {same} of {len(answers)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How many answers a device can hold, and what it says when it holds no more."""
+
+import gc
+
+from distill_app.core.models import Model
+
+SHARE = 0.5  # of the free memory that keys and values may take; the rest is for the pass itself
+
+
+def rows_that_fit(model: Model, tokens: int) -> int:
+    """Return how many rows of `tokens` tokens find room on the model's device, at least one."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * tokens  # keys and values
+    return max(1, int(SHARE * _free_bytes(model) / row))
+
+
+def _free_bytes(model: Model) -> int:
+    import psutil
+    import torch
+
+    if model.device.type == "cuda":
+        return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(err: Exception) -> bool:
+    """Tell a full device from other failures; a CPU's allocator says so in words only."""
+    import torch
+
+    words = str(err).lower()
+    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(err, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words)
+    )
+
+
+def release_memory() -> None:
+    """Give back what tensors no longer in use hold."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
