@@ -9,7 +9,7 @@ the first, text and token counts.
 import random
 
 import torch
-from label import TEACHER, arguments, read_prompts
+from label import arguments, read_prompts
 
 from distill_app.core.models import load_teacher
 from distill_app.labeling.answers import Sampling
@@ -19,7 +19,7 @@ from distill_app.labeling.engine import generate
 def main() -> None:
     """Ask all prompts again and again, greedily and sampled."""
     args = arguments()
-    model, tokenizer = load_teacher(TEACHER, "none")
+    model, tokenizer = load_teacher(args.model, "none")
     prompts = read_prompts(args.prompts, args.count, tokenizer)
     shuffled = random.Random(1).sample(prompts, len(prompts))
     threads = torch.get_num_threads()
@@ -30,7 +30,7 @@ def main() -> None:
             "batch of 20": (prompts, 20, threads),
             "batch of 64, shuffled": (shuffled, 64, threads),
             "batch of all": (prompts, len(prompts), threads),
-            "every fifth prompt alone": (shuffled[::5], 33, threads),
+            "every fifth prompt, batch of 33": (shuffled[::5], 33, threads),
             "one at a time (20 prompts)": (shuffled[:20], 1, threads),
             "batch of 128, one thread": (shuffled[:100], 128, 1),
         }

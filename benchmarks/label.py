@@ -1,6 +1,6 @@
 """Times the in-process engine beside the naive path, plain `generate` and vLLM; one command, one table.
 
-make bench-label [PROMPTS=FILE]
+make bench-label [PROMPTS=FILE], or on a GPU: python benchmarks/label.py --shape qwen2.5-7b
 
 FILE is a JSON list of {instruction, input}; without it, the project's own sample. Greedy, in bfloat16,
 at most 96 new tokens. Every round runs all paths one after the other; figures are medians of the rounds. The
@@ -31,13 +31,37 @@ NAIVE_PROMPTS = 32
 VLLM = ".venv-vllm/bin/python"
 OURS = "this engine"
 
+# Of Qwen2.5's configs; speed does not depend on the weights' values, so random ones do
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
+
 Answers = list[tuple[str, int]]  # text and tokens
 
 
 def main() -> None:
     """Run all paths and print what they did."""
     args = arguments()
-    model, tokenizer = load_teacher(TEACHER, "none")
+    model, tokenizer = load_teacher(args.model, "none")
+    if args.shape:
+        model = random_model(args.shape)
     prompts = read_prompts(args.prompts, args.count, tokenizer)
     print(f"{len(prompts)} prompts, greedy, at most {args.max_new_tokens} new tokens, bfloat16")
     plain = partial(transformers_generate, model, tokenizer, args.max_new_tokens)
@@ -57,17 +81,20 @@ def main() -> None:
             tokens = sum(count for _, count in said[name])
             speeds[name].append(tokens / (time.perf_counter() - start))
             print(f"round {number + 1}, {name}: {tokens} tokens, {speeds[name][-1]:.0f}/s", flush=True)
-        if number == 0 and Path(VLLM).exists():
+        if number == 0 and not args.shape and Path(VLLM).exists():
             speeds["vLLM"], said["vLLM"] = vllm(prompts, args, tokenizer)
     show(speeds)
     show_agreement(said, prompts, by_length)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(count: int = 320, max_new_tokens: int = 96) -> argparse.Namespace:
+    """Read the command line; the benchmarks beside this one take the same."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", help="JSON list of {instruction, input}")
-    parser.add_argument("--count", type=int, default=320)
-    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--model", default=TEACHER, help="checkpoint folder or Hub id")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of that shape, no vLLM beside them")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128])
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
@@ -77,6 +104,18 @@ def read_prompts(path: str | None, count: int, tokenizer: Any) -> list[str]:
     """Return the first prompts as the teacher is asked."""
     rows = load_rows(path or SAMPLE, f"train[:{count}]")
     return [teacher_prompt(tokenizer, r["instruction"], r.get("input") or "", "system1") for r in rows]
+
+
+def random_model(shape: str) -> Any:
+    """Return an untrained bfloat16 model, on the GPU if there is one; the prompts keep their tokenizer."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape])).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
 
 
 def ours(model: Any, tokenizer: Any, prompts: list[str], limit: int, size: int) -> Answers:
@@ -96,7 +135,7 @@ def transformers_generate(model: Any, tokenizer: Any, limit: int, prompts: list[
             padding=True,
             padding_side="left",
             add_special_tokens=False,
-        )
+        ).to(model.device)
         with torch.inference_mode():
             out = model.generate(**batch, max_new_tokens=limit, do_sample=False)
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
@@ -111,7 +150,7 @@ def vllm(prompts: list[str], args: argparse.Namespace, tokenizer: Any) -> tuple[
         asked, answered = Path(folder, "prompts.json"), Path(folder, "answers.json")
         asked.write_text(json.dumps(prompts))
         rest = [asked, args.max_new_tokens, answered, args.rounds]
-        subprocess.run([VLLM, "benchmarks/vllm_peer.py", TEACHER, *map(str, rest)], check=True)
+        subprocess.run([VLLM, "benchmarks/vllm_peer.py", args.model, *map(str, rest)], check=True)
         report = json.loads(answered.read_text())
     answers = [(tokenizer.decode(a, skip_special_tokens=True).strip(), len(a)) for a in report["answers"]]
     return [report["tokens"] / seconds for seconds in report["generate_sec"]], answers

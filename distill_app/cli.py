@@ -36,6 +36,9 @@ def main() -> None:
     labels.add_argument("--prune", action="store_true", help="remove the recipes chosen by:")
     labels.add_argument("--recipe", metavar="ID", help="one recipe, as the table names it")
     labels.add_argument("--older-than", metavar="DAYS", type=float, help="recipes not used for so long")
+    labels.add_argument(
+        "--refused", action="store_true", help="what an engine refused, as after a server got more context"
+    )
     run = partial(_VERBS[(args := parser.parse_args()).verb], args)
     sys.exit(report_errors(run))
 
@@ -83,11 +86,18 @@ def _labels(args: argparse.Namespace) -> None:
     from distill_app.labeling.params import LabelParams
     from distill_app.labeling.store import AnswerStore
 
-    chosen = args.recipe is not None or args.older_than is not None
-    if chosen != args.prune:
-        raise ValueError("labels: --prune and a choice go together; add --prune, or --recipe or --older-than")
+    recipes_chosen = args.recipe is not None or args.older_than is not None
+    if args.prune != (recipes_chosen or args.refused) or (recipes_chosen and args.refused):
+        raise ValueError(
+            "labels: --prune and a choice go together; add --prune, or --recipe or --older-than, or --refused"
+        )
+    if args.older_than is not None and args.older_than <= 0:
+        raise ValueError(f"--older-than: found {args.older_than:g}, expected a number of days above 0")
     path = args.store or read_section("label", LabelParams).store
     with AnswerStore(path, must_exist=True) as store:
+        if args.refused:
+            print(f"{store.prune_refused()} refusals removed")
+            return
         if args.prune:
             before = store.size_bytes()
             removed = store.prune(args.recipe, args.older_than)

@@ -11,6 +11,7 @@ import fakes
 import pytest
 from fakes import Echo, label_folder, write_instructions
 
+from distill_app.core.errors import EngineGone
 from distill_app.labeling import ask as ask_module
 from distill_app.labeling import progress as progress_module
 from distill_app.labeling.answers import Sampling
@@ -140,7 +141,7 @@ def test_memory_stays_bounded_however_many_prompts_there_are(tmp_path):
         assert sum(1 for _ in read_answers(engine, prompts(), SAMPLING, store)) == 6000
 
 
-@pytest.mark.parametrize("error", [RuntimeError("server:\n gone"), RuntimeError])
+@pytest.mark.parametrize("error", [EngineGone("server:\n gone"), EngineGone])
 def test_an_engine_that_is_gone_leaves_its_answers_and_says_how_many(tmp_path, error):
     engine = Echo(ahead=1)
 
@@ -151,7 +152,9 @@ def test_an_engine_that_is_gone_leaves_its_answers_and_says_how_many(tmp_path, e
     engine.before_answer = fail
     prompts = numbered(20)
     with AnswerStore(tmp_path / "s") as store:
-        with pytest.raises(OSError, match=r"7 new answers are safe in .*/s, run again to go on$") as caught:
+        with pytest.raises(
+            EngineGone, match=r"7 new answers are safe in .*/s, run again to go on$"
+        ) as caught:
             fill_store(engine, lambda: prompts, SAMPLING, store)
         assert "\n" not in str(caught.value)
     with AnswerStore(tmp_path / "s") as store:
@@ -179,7 +182,9 @@ def test_an_engine_that_forgets_a_prompt_is_told(tmp_path):
             yield from list(super().generate(prompts, sampling))[1:]
 
     with AnswerStore(tmp_path / "s") as store:
-        with pytest.raises(OSError, match="the engine gave no answer to 1 prompts; 9 new answers are safe"):
+        with pytest.raises(
+            EngineGone, match="the engine gave no answer to 1 prompts; 9 new answers are safe"
+        ):
             fill_store(Forgetful(), lambda: numbered(10), SAMPLING, store)
         assert len(asked_for(numbered(10), store)) == 1
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_app.core.errors import EngineGone
 from distill_app.core.prompts import teacher_prompt
 from distill_app.core.stage import die_with_parent
 from distill_app.labeling import endpoint
@@ -298,7 +299,7 @@ def test_a_server_that_never_gets_well_ends_in_one_line(fault, make_proxy, impat
         script=lambda body, n: FAULTS[fault] if "Retry" not in fault else error(429, "slow down")
     )
     with pytest.raises(
-        RuntimeError, match="no usable answer in 4 tries, the last: .+; see to the server"
+        EngineGone, match="no usable answer in 4 rounds of tries, the last: .+; see to the server"
     ) as caught:
         answer_one(proxy)
     assert "\n" not in str(caught.value)
@@ -308,7 +309,9 @@ def test_a_server_that_never_gets_well_ends_in_one_line(fault, make_proxy, impat
 def test_a_server_that_hangs_ends_after_the_client_s_retries(make_proxy, impatient, monkeypatch):
     monkeypatch.setattr(endpoint, "TIMEOUT_SEC", 0.5)
     proxy = make_proxy(script=lambda body, n: "hang")
-    with pytest.raises(RuntimeError, match="no usable answer in 1 tries, the last: Request timed out"):
+    with pytest.raises(
+        EngineGone, match="no usable answer in 1 rounds of tries, the last: Request timed out"
+    ):
         answer_one(proxy)
 
 
@@ -319,7 +322,7 @@ def test_an_error_leaves_the_answers_before_it(make_proxy, impatient):
     proxy = make_proxy(script=script)
     engine = Endpoint("m", proxy.url, 2)
     got = []
-    with pytest.raises(RuntimeError, match="401"):
+    with pytest.raises(EngineGone, match="401"):
         for place, _ in engine.generate(prompts_of(engine, map(str, range(9))), GREEDY):
             got.append(place)
     assert set(got) <= {0, 1, 2, 3, 5} and len(set(got)) == len(got) >= 3
@@ -332,12 +335,12 @@ def test_an_error_leaves_the_answers_before_it(make_proxy, impatient):
         (403, "403, the key in OPENAI_API_KEY was refused"),
         (404, 'mend the model\'s name, or the URL, which mostly ends in /v1'),
         (400, r"turned the request down \(.*no such knob.*\); mend the setting it names"),
-        (500, "no usable answer in 4 tries"),
+        (500, "no usable answer in 4 rounds of tries"),
     ],
 )  # fmt: skip
 def test_no_error_holds_the_key(status, says, make_proxy, impatient, caplog, capsys):
     proxy = make_proxy(script=lambda body, n: error(status, f"no such knob, Bearer {KEY}"))
-    with caplog.at_level("DEBUG"), pytest.raises(RuntimeError, match=says) as caught:
+    with caplog.at_level("DEBUG"), pytest.raises(EngineGone, match=says) as caught:
         answer_one(proxy)
     assert proxy.keys[0] == f"Bearer {KEY}"
     assert len(proxy.bodies) == (4 if status == 500 else 1)  # what cannot get better is not tried again
@@ -349,7 +352,7 @@ def test_no_error_holds_the_key(status, says, make_proxy, impatient, caplog, cap
 def test_a_server_without_keys_needs_none(make_proxy, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     assert answer_one(make_proxy(script=lambda body, n: completion())).text == "fine"
-    with pytest.raises(RuntimeError, match="401, OPENAI_API_KEY is not set; set it"):
+    with pytest.raises(EngineGone, match="401, OPENAI_API_KEY is not set; set it"):
         answer_one(make_proxy(script=lambda body, n: error(401, "who are you")))
 
 
@@ -468,7 +471,7 @@ def test_a_server_killed_in_the_middle_ends_in_one_line_and_leaves_the_answers(
     whole = dict(engine.generate(prompts, GREEDY))
     got = {}
     with pytest.raises(
-        RuntimeError, match="no usable answer in 4 tries, the last: Connection error"
+        EngineGone, match="no usable answer in 4 rounds of tries, the last: Connection error"
     ) as caught:
         for place, answer in engine.generate(prompts, GREEDY):
             got[place] = answer

@@ -1,9 +1,12 @@
 import copy
 
 import pytest
+import torch
 from conftest import make_tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_app import infer_student, label_with_teacher, load_student
+from distill_app.core.errors import EngineGone
 from distill_app.core.prompts import format_prompt
 from distill_app.labeling.answers import Answer, Sampling
 from distill_app.labeling.engine import LOOK_AHEAD, _Batch, generate, stop_tokens, stream_answers
@@ -86,7 +89,6 @@ def test_a_prompt_that_waits_takes_the_place_of_an_answer_that_ends(tiny, monkey
         rows_a_pass.append(len(logits))
         rows = list(batch.rows.values())
         assert len(rows) == len(logits)
-        rows = [row for row in rows if row.out] + [row for row in rows if not row.out]
         return [
             tokenizer.eos_token_id if len(row.out) + 1 >= lengths[row.place] else 50
             for row in sorted(rows, key=lambda r: not r.out)
@@ -137,7 +139,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_answers_stay(tiny, mon
     attend = Slots.attend
 
     def full(self, *args):
-        if self.count > 2 and self.width and self.packed.running.numel() > 2:
+        if self.count > 2 and self.width and self._packed_on(args[1].device).running.numel() > 2:
             raise error
         return attend(self, *args)
 
@@ -153,6 +155,35 @@ def test_memory_that_does_not_hold_one_row_ends_with_advice(tiny, monkeypatch):
     monkeypatch.setattr(Slots, "attend", full)
     with pytest.raises(RuntimeError, match="out of memory with one prompt of .* lower max_new_tokens"):
         generate(*tiny, PROMPTS, Sampling(4), batch_size=4)
+
+
+def test_memory_that_does_not_hold_the_common_head_ends_with_advice(tiny, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Slots, "attend", full)
+    prompts = [f"the quick brown fox jumps over the lazy dog {n}" for n in range(6)]
+    with pytest.raises(EngineGone, match="out of memory with one prompt of"):
+        generate(*tiny, prompts, Sampling(4), batch_size=4)
+
+
+def test_a_longer_prompt_later_in_the_stream_gets_slots_of_its_own(exact, monkeypatch):
+    """The slots are sized by the longest prompt known; 9 tokens of memory a row are planned anew for more."""
+    model, tokenizer = exact
+    prompts = [f"p{n}" for n in range(20)] + ["x" * 300] + [f"q{n}" for n in range(4)]
+    planned = []
+    monkeypatch.setattr(
+        "distill_app.labeling.engine.rows_that_fit", lambda _, tokens: planned.append(tokens) or 3
+    )
+    answers = generate(model, tokenizer, prompts, Sampling(6), batch_size=4)
+    assert [a.text for a in answers] == [reference_greedy(model, tokenizer, p, 6) for p in prompts]
+    assert len(planned) == 2 and planned[1] > planned[0] + 100
+
+
+def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_stream(tiny):
+    prompts = ["a", *("the quick brown fox " * 3 + str(n) for n in range(200))]
+    order = [place for place, _ in stream_answers(*tiny, iter(prompts), Sampling(2), batch_size=4)]
+    assert order.index(0) <= 4 * (LOOK_AHEAD + 1)
 
 
 def test_another_failure_is_not_taken_for_full_memory(tiny, monkeypatch):
@@ -188,6 +219,39 @@ def test_a_model_with_another_kind_of_layer_is_named(tiny, monkeypatch):
 def test_every_stop_token_of_the_model_ends_an_answer(tiny, monkeypatch):
     monkeypatch.setattr(tiny[0].generation_config, "eos_token_id", [7, 9])
     assert stop_tokens(*tiny) == {7, 9, tiny[1].eos_token_id}
+
+
+def tiny_of(kind, tokenizer, **options):
+    torch.manual_seed(3)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **options)).eval()
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("mistral", {"sliding_window": 6}),
+        ("gemma2", {"sliding_window": 6, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
+        ("gemma3_text", {"sliding_window": 6, "query_pre_attn_scalar": 8}),
+    ],
+)
+def test_other_architectures_answer_as_in_transformers(tiny, kind, options):
+    model = tiny_of(kind, tiny[1], **options)
+    answers = generate(model, tiny[1], PROMPTS, Sampling(16), batch_size=3)
+    assert [a.text for a in answers] == [reference_greedy(model, tiny[1], p, 16) for p in PROMPTS]
 
 
 def test_an_answer_at_the_limit_is_marked_cut(tiny):

@@ -165,7 +165,7 @@ def test_a_killed_worker_costs_its_answers_in_flight(spread, notes):
     assert 0 < engine.asked_again <= UNREAD + 2
     asked = Counter(notes.read_text().splitlines())
     assert set(asked) == set(prompts(total))
-    assert total < asked.total() <= total + 2, "more than what was being answered was asked twice"
+    assert total <= asked.total() <= total + 2, "more than what was being answered was asked twice"
 
 
 def test_prompts_are_read_a_little_ahead_and_a_caller_may_stop(spread, notes):
@@ -259,7 +259,7 @@ def test_what_cannot_work_is_refused_at_once(notes, monkeypatch):
     with pytest.raises(ValueError, match="ray://head:10001: an address of Ray Client"):
         RayWorkers(make, 2, "ray://head:10001")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "distill-app\[ray\]"'):
+    with pytest.raises(ImportError, match=r'pip install "ray==2.60.0"'):
         RayWorkers(make, 2)
 
 

@@ -120,6 +120,7 @@ def pretend_run(path, host: str, pid: int, heartbeat: float, process_start: floa
         (store_module._host(), 2**22 + 1, 0, False),  # no such process, whatever its last heartbeat
         (store_module._host(), os.getpid(), 90, False),  # the number was given to another process
     ],
+    ids=["elsewhere", "elsewhere, silent", "here, ended", "here, number of another"],
 )
 def test_a_claim_dies_with_its_process_here_or_its_heartbeat_elsewhere(tmp_path, host, pid, age_sec, lives):
     with AnswerStore(tmp_path / "s") as store:

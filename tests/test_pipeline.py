@@ -138,7 +138,7 @@ def test_nothing_tracked_tells_time_or_place(finished):
         ("prepare_s1", {"heldout_fraction": 0.0}, "prepare_s1", "heldout_fraction: found 0.0"),
         ("prepare_s1", {"dataset": "data/none"}, "prepare_s1", "data/none"),
         ("label", {"teacher": "models/none"}, "label", "models/none: no such model folder"),
-        ("label", {"temprature": 1}, "label", "unknown parameter; did you mean temperature?"),
+        ("label", {"temprature": 1, "seed": 18}, "label", "unknown parameter; did you mean temperature?"),
         ("train_s2", {"learning_rate": "5e-4"}, "write_config", "YAML reads it as text"),
         ("train_s1", {"student": "models/none"}, "train_s1", "models/none: no such model folder"),
     ],

@@ -15,3 +15,7 @@ class TrainingError(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class EngineGone(RuntimeError):
+    """A labelling engine cannot go on: its server, its workers or its memory are gone; one line."""

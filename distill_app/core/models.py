@@ -28,7 +28,7 @@ def load_teacher(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quiet_transformers()
-    _check_local(model_name)
+    check_local(model_name)
     options: dict[str, Any] = {"revision": revision, "dtype": torch.bfloat16}
     if quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
@@ -61,7 +61,7 @@ def load_trainable(model_name: str) -> tuple[Model, Tokenizer]:
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    _check_local(model_name)
+    check_local(model_name)
     tokenizer = load_tokenizer(model_name, None)
     return AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32), tokenizer
 
@@ -133,7 +133,7 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
-    _check_local(str(folder))
+    check_local(str(folder))
     weights = sorted(folder.glob("*.safetensors"))
     for index in folder.glob("*.safetensors.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -164,7 +164,12 @@ def is_local_path(model_name: str) -> bool:
     return path.exists() or path.is_absolute() or model_name.startswith(".") or has_parent
 
 
-def _check_local(model_name: str) -> None:
+def check_local(model_name: str) -> None:
+    """Make sure that a local path is a checkpoint folder; a Hub id passes.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
     if not is_local_path(model_name):
         return
     if not Path(model_name).is_dir():
@@ -186,7 +191,7 @@ def load_tokenizer(model_name: str, revision: str | None = None) -> Tokenizer:
     from transformers import AutoTokenizer
 
     quiet_transformers()
-    _check_local(model_name)
+    check_local(model_name)
     tokenizer = AutoTokenizer.from_pretrained(model_name, revision=revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

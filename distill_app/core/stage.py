@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from distill_app.core.errors import TrainingError
+from distill_app.core.errors import EngineGone, TrainingError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -14,9 +14,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main`; report an expected error as one line on stderr and exit with 1.
 
-    Expected are bad data and params (ValueError), paths (OSError) and failed trainers (TrainingError).
-    Anything else is a defect of ours and keeps its traceback. SIGTERM ends a stage as Ctrl-C does, so
-    that what is half-written goes.
+    Expected are bad data and params (ValueError), paths (OSError), missing packages (ImportError), failed
+    trainers (TrainingError) and engines (EngineGone). Anything else is a defect of ours and keeps its
+    traceback. SIGTERM ends a stage as Ctrl-C does, so that what is half-written goes.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     die_with_parent()
@@ -30,7 +30,7 @@ def report_errors(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
         return 130
-    except (ValueError, OSError, TrainingError, ImportError) as err:
+    except (ValueError, OSError, TrainingError, EngineGone, ImportError) as err:
         print(f"error: {one_line(err)}", file=sys.stderr)
         return 1
     return 0

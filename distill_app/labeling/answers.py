@@ -60,7 +60,7 @@ class Engine(Protocol):
         `prompts` is read a little ahead of the answers, never as a whole. Every prompt gets one answer.
 
         Raises:
-            RuntimeError: the engine is gone for good; what was yielded before stays true.
+            EngineGone: the engine is gone for good; what was yielded before stays true.
         """
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
+from distill_app.core.errors import EngineGone
 from distill_app.core.stage import one_line
 from distill_app.labeling.answers import Answer, Engine, Sampling
 from distill_app.labeling.progress import Progress
@@ -44,7 +45,7 @@ def fill_store(
         log_path: a file that gets the progress too.
 
     Raises:
-        OSError: the engine is gone for good; what was answered is stored, the message counts it.
+        EngineGone: the engine is gone for good; what was answered is stored, the message counts it.
     """
     asked = 0
     rungs = _rungs(sampling, retry_to)
@@ -53,6 +54,8 @@ def fill_store(
         if number:
             wanted = _Cut(engine, prompts, rungs[:number], store)
             wanted_total = sum(1 for _ in wanted())
+            if not wanted_total:
+                break
             title = label and f"{label}, up to {rung.max_new_tokens} tokens"
         with Progress(title, wanted_total, log_path) as progress:
             asked += _Filling(engine, wanted, rung, store, progress).run()
@@ -143,8 +146,8 @@ class _Filling:
             if not self.store.path:
                 raise
             safe = f"{self.progress.asked} new answers are safe in {self.store.name}, run again to go on"
-            if isinstance(err, RuntimeError):  # an engine's word that it is gone for good
-                raise OSError(f"{one_line(err)}; {safe}") from err
+            if isinstance(err, EngineGone):
+                raise EngineGone(f"{one_line(err)}; {safe}") from err
             self.progress.say(f"stopped; {safe}")
             raise
         finally:
@@ -171,7 +174,7 @@ class _Filling:
             if isinstance(answers, Generator):
                 answers.close()
         if self.in_flight:
-            raise RuntimeError(f"the engine gave no answer to {len(self.in_flight)} prompts")
+            raise EngineGone(f"the engine gave no answer to {len(self.in_flight)} prompts")
 
     def _pull(self, only: set[bytes] | None) -> Iterator[str]:
         """Yield the prompts to ask, each claimed; of the given keys only, if any are given."""

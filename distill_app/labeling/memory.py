@@ -1,6 +1,7 @@
 """How many answers a device can hold, and what it says when it holds no more."""
 
 import gc
+from pathlib import Path
 
 from distill_app.core.models import Model
 
@@ -21,8 +22,21 @@ def _free_bytes(model: Model) -> int:
     import torch
 
     if model.device.type == "cuda":
-        return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-    return int(psutil.virtual_memory().available)
+        cuda = torch.cuda  # what torch keeps for later use is free too
+        return sum(
+            cuda.mem_get_info(i)[0] + cuda.memory_reserved(i) - cuda.memory_allocated(i)
+            for i in range(cuda.device_count())
+        )
+    return min(psutil.virtual_memory().available, _container_bytes())
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return what a container's limit leaves (Linux, cgroup 2), a very large number where there is none."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        return 2**62 if limit == "max" else int(limit) - int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 2**62
 
 
 def is_out_of_memory(err: Exception) -> bool:
@@ -30,9 +44,8 @@ def is_out_of_memory(err: Exception) -> bool:
     import torch
 
     words = str(err).lower()
-    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(err, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words)
-    )
+    said = any(say in words for say in ("can't allocate memory", "not enough memory", "alloc_failed"))
+    return isinstance(err, (MemoryError, torch.OutOfMemoryError)) or (isinstance(err, RuntimeError) and said)
 
 
 def release_memory() -> None:

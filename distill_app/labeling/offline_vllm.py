@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from distill_app.core.errors import EngineGone
 from distill_app.core.models import Quantization, Tokenizer, load_teacher
 from distill_app.core.prompts import Mode, teacher_prompt
 from distill_app.labeling.answers import Answer, FinishReason, Sampling, seed_of
@@ -58,7 +59,7 @@ class OfflineVllm:
         A prompt that leaves no room for a single token is answered with "refused".
 
         Raises:
-            RuntimeError: vLLM cannot load the model, or failed on the way.
+            EngineGone: vLLM cannot load the model, or failed on the way.
         """
         if self._engine is None:
             self._engine = self._load()
@@ -69,12 +70,12 @@ class OfflineVllm:
                 # Always more than fit at a time: a slot that falls free is filled in the next step
                 while len(waiting) < 2 * self._max_num_seqs and (following := next(numbered, None)):
                     place, prompt = following
-                    request = self._request(prompt, sampling)
-                    if request is None:
-                        yield place, Answer("", 0, "refused")
-                    else:
+                    ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+                    if 0 < len(ids) < self._engine.model_config.max_model_len:
                         waiting[str(place)] = place
-                        self._engine.add_request(str(place), *request)
+                        self._engine.add_request(str(place), *_request(prompt, ids, sampling))
+                    else:
+                        yield place, Answer("", 0, "refused", len(ids))
                 if not waiting:
                     return
                 try:
@@ -82,7 +83,7 @@ class OfflineVllm:
                 except Exception as err:  # whatever breaks in vLLM, its state is lost
                     waiting.clear()
                     reason = " ".join(str(err).split()) or type(err).__name__
-                    raise RuntimeError(f"{self.teacher}: vLLM failed ({reason}); run again") from err
+                    raise EngineGone(f"{self.teacher}: vLLM failed ({reason}); run again") from err
                 for output in outputs:
                     yield waiting.pop(output.request_id), self._as_answer(output)
         finally:
@@ -126,7 +127,7 @@ class OfflineVllm:
             )
         except (RuntimeError, ValueError) as err:
             reason = " ".join(str(err).split())
-            raise RuntimeError(
+            raise EngineGone(
                 f"{self._model_name}: vLLM cannot load it ({reason}); see its lines above"
             ) from err
 
@@ -140,33 +141,31 @@ class OfflineVllm:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # vLLM takes what it finds free
 
-    def _request(self, prompt: str, sampling: Sampling) -> tuple[Any, Any] | None:
-        """Return vLLM's input and parameters for a prompt, or None if it does not fit."""
-        from vllm import SamplingParams
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-
-        ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if not 0 < len(ids) < self._engine.model_config.max_model_len:
-            return None
-        params = SamplingParams(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p if sampling.temperature else 1.0,
-            seed=seed_of(prompt, sampling.seed) if sampling.temperature else None,
-            ignore_eos=not sampling.stop_at_eos,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        return tokens_input(ids), params
-
     def _as_answer(self, output: Any) -> Answer:
         done = output.outputs[0]
         if done.finish_reason not in FINISH:
-            raise RuntimeError(f"{self.teacher}: vLLM ended an answer with {done.finish_reason}; run again")
+            raise EngineGone(f"{self.teacher}: vLLM ended an answer with {done.finish_reason}; run again")
         ids = list(done.token_ids)
         text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
         return Answer(text, len(ids), FINISH[done.finish_reason], len(output.prompt_token_ids))
+
+
+def _request(prompt: str, ids: list[int], sampling: Sampling) -> tuple[Any, Any]:
+    """Return vLLM's input and parameters for a prompt."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p if sampling.temperature else 1.0,
+        seed=seed_of(prompt, sampling.seed) if sampling.temperature else None,
+        ignore_eos=not sampling.stop_at_eos,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    return tokens_input(ids), params
 
 
 def _require(module: str, name: str) -> None:

@@ -19,13 +19,13 @@ def packed_weights(model: Model) -> Iterator[None]:
     where this build or processor lacks it.
     """
     layers = _layers_to_pack(model)
-    for layer in layers:
-        layer.forward = _packed_forward(layer)
     try:
+        for layer in layers:
+            layer.forward = _packed_forward(layer)
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the class's own appears again
+            vars(layer).pop("forward", None)  # the class's own appears again
 
 
 def _layers_to_pack(model: Model) -> list[Any]:

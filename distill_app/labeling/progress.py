@@ -47,8 +47,9 @@ class Progress:
             self.say(self._outcome())
 
     def start(self) -> None:
-        """Begin to measure speed: what was done before came from the store."""
-        self._began, self._done_before = time.monotonic(), self.done
+        """Begin to measure speed, if nothing was asked yet: what was done before came from the store."""
+        if not self.asked:
+            self._began, self._done_before = time.monotonic(), self.done
 
     def add(self, done: int, asked: int = 0, tokens: int = 0) -> None:
         """Count prompts that have their answer now, and of those the ones that were asked for it."""

@@ -22,6 +22,7 @@ from importlib.metadata import distributions
 from itertools import islice
 from typing import Any, Literal
 
+from distill_app.core.errors import EngineGone
 from distill_app.core.stage import one_line
 from distill_app.labeling.answers import Answer, Engine, Sampling
 
@@ -84,7 +85,7 @@ class RayWorkers:
     ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ImportError(
-                'ray: not installed, more than one labelling worker needs it; pip install "distill-app[ray]"'
+                'ray: not installed, more than one labelling worker needs it; pip install "ray==2.60.0"'
             )
         if workers < 1 or gpus_per_worker < 1:
             raise ValueError(
@@ -110,7 +111,7 @@ class RayWorkers:
         """Yield the place of each prompt and its answer, as soon as it is ready, in any order.
 
         Raises:
-            RuntimeError: the cluster cannot be joined, or this machine has too few GPUs; a worker's
+            EngineGone: the cluster cannot be joined, or this machine has too few GPUs; a worker's
                 installation differs from this one; the engine raised an error, which is repeated; prompts
                 that killed three workers.
         """
@@ -158,7 +159,7 @@ class RayWorkers:
                         yield item
                 except ray.exceptions.RayTaskError as err:
                     where = f"{worker.host}: " if self._address and worker.started else ""
-                    raise RuntimeError(where + one_line(err.cause)) from err
+                    raise EngineGone(where + one_line(err.cause)) from err
                 except ray.exceptions.RayError as err:
                     self._workers[number] = self._replace(worker, backlog, deaths, err)
 
@@ -173,7 +174,7 @@ class RayWorkers:
         worst = max(lost, key=lambda item: deaths[item[0]], default=(None, ""))
         if deaths[worst[0]] >= MOST_DEATHS:
             what = f"the prompts in flight, the first {lost[0][1][:60]!r}" if lost else "its start"
-            raise RuntimeError(
+            raise EngineGone(
                 f"{MOST_DEATHS} workers died, one after the other, of {what} (on {dead.host}: {reason}); if"
                 " memory ran out, lower label.batch_size or label.engine_workers"
             ) from err
@@ -198,7 +199,7 @@ class RayWorkers:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if gpus := int(sum(node.get("GPU", 0) for node in nodes)):
             if self._address is None and gpus < self._count * self._gpus_per_worker:
-                raise RuntimeError(
+                raise EngineGone(
                     f"label.engine_workers: found {self._count} workers of {self._gpus_per_worker} GPUs,"
                     f" expected no more than the {gpus} GPUs here; lower it, or give a cluster's address"
                 )
@@ -221,15 +222,19 @@ class _Backlog:
     def __init__(self, prompts: Iterable[str]) -> None:
         self._source = enumerate(prompts)
         self._again: deque[Item] = deque()
+        self._ended = False
 
     @property
     def waiting(self) -> bool:
-        return bool(self._again)
+        """Whether there may be prompts left."""
+        return bool(self._again) or not self._ended
 
     def take(self) -> list[Item]:
         """Return the next chunk; empty when there is no prompt left."""
         chunk = [self._again.popleft() for _ in range(min(CHUNK, len(self._again)))]
-        return chunk + list(islice(self._source, CHUNK - len(chunk)))
+        new = list(islice(self._source, CHUNK - len(chunk)))
+        self._ended = self._ended or len(chunk) + len(new) < CHUNK
+        return chunk + new
 
     def put_back(self, items: list[Item]) -> None:
         self._again.extendleft(reversed(items))
@@ -274,7 +279,7 @@ class _Worker:
         """Yield the answers that are there.
 
         Raises:
-            RuntimeError: the worker's engine or installation is not the one here.
+            EngineGone: the worker's engine or installation is not the one here.
             ray.exceptions.RayError: the worker is dead, or its engine has raised an error (RayTaskError).
         """
         import ray
@@ -385,7 +390,7 @@ def _join_cluster(address: str | None) -> contextlib.ExitStack:
         _knock(address)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (RuntimeError, OSError, ValueError) as err:
-        raise RuntimeError(
+        raise EngineGone(
             f"{address or 'ray'}: cannot join the Ray cluster ({one_line(err)}); check the address, and that"
             f" its nodes run Ray {ray.__version__} and Python {sys.version.split()[0]}"
         ) from err
@@ -431,7 +436,7 @@ def _check_same(host: str, here: dict[str, Any], there: dict[str, Any]) -> None:
     different = [key for key in here if _public(here[key]) != _public(there.get(key))]
     if different:
         key = different[0]
-        raise RuntimeError(
+        raise EngineGone(
             f"{host}: the worker has {key} {there.get(key)}, expected {here[key]} as on"
             f" {socket.gethostname()}, or its answers are others; install the same there"
         )

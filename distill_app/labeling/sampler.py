@@ -23,6 +23,7 @@ def choose(logits: Tensor, draws: list[Random], sampling: Sampling) -> list[int]
         return _likeliest(logits).tolist()
     probs = torch.softmax(logits.float() / sampling.temperature, -1)
     draw = torch.tensor([[d.random()] for d in draws], device=logits.device)
+    draw.clamp_(max=1 - 2**-24)  # float32 rounds the largest up to 1, past the last token
     if sampling.top_p >= 1:
         return _pick(probs, draw).tolist()
     tokens = torch.full((len(probs),), -1, device=logits.device)

@@ -20,6 +20,23 @@ WIDTH_STEP = 64  # tokens by which the slots grow and shrink; each change is a c
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a layer's attention looks: scaling, how many tokens back, and the cap of its scores if any."""
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+
+    def scaled(self, scores: Tensor, visible: Tensor) -> Tensor:
+        """Return float32 scores with minus infinity where there is nothing to see."""
+        import torch
+
+        if self.softcap is None:
+            return torch.add(visible, scores, alpha=self.scaling)
+        return torch.tanh(scores.float() * (self.scaling / self.softcap)) * self.softcap + visible
+
+
+@dataclass(frozen=True)
 class Entering:
     """A prompt among the packed tokens: the slot it goes into, its first packed place, its length.
 
@@ -37,14 +54,29 @@ class Packed:
     """What one forward pass holds: one token of each running row, then whole prompts.
 
     Args:
-        running: `(running,)` slots of the rows that go on, and `positions` of their new tokens.
+        running: `(running,)` slots of the rows that go on.
+        lengths: `(slots, 1, 1)` tokens of each slot, the new one of a running row included.
         visible: `(slots, 1, width)` float32, 0 where a running row may look, else minus infinity.
     """
 
     running: Tensor
-    positions: Tensor
+    lengths: Tensor
     visible: Tensor
     entering: list[Entering]
+
+    def within(self, window: int | None) -> Tensor:
+        """Return `visible`, for layers that look back over no more than `window` tokens."""
+        import torch
+
+        if window is None:
+            return self.visible
+        places = torch.arange(self.visible.shape[-1], device=self.visible.device)
+        return self.visible.masked_fill(places < self.lengths - window, float("-inf"))
+
+    def on(self, device: Any) -> "Packed":
+        return Packed(
+            self.running.to(device), self.lengths.to(device), self.visible.to(device), self.entering
+        )
 
 
 class Slots:
@@ -52,7 +84,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self.count, self.width = count, 0
-        self.packed: Packed | None = None
+        self._packed: dict[Any, Packed] = {}  # by device: a large model's layers lie on several
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._head: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -71,7 +103,21 @@ class Slots:
         for layer, (keys, values) in self._layers.items():
             self._head[layer] = (keys[slot, :, :length].clone(), values[slot, :, :length].clone())
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def pack(self, running: Tensor, lengths: Tensor, entering: list[Entering]) -> None:
+        """Say what the next pass holds; `running` slots and `(slots,)` lengths as in `Packed`."""
+        import torch
+
+        lengths = lengths[:, None, None]
+        hidden = torch.arange(self.width) >= lengths
+        visible = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        self._packed = {running.device: Packed(running, lengths, visible, entering)}
+
+    def _packed_on(self, device: Any) -> Packed:
+        if device not in self._packed:
+            self._packed[device] = next(iter(self._packed.values())).on(device)
+        return self._packed[device]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
         """Store the packed tokens' keys and values; return what their queries see.
 
         Shapes: query `(1, heads, tokens, head_dim)`, key and value `(1, kv_heads, tokens, head_dim)`,
@@ -79,8 +125,7 @@ class Slots:
         """
         import torch
 
-        assert self.packed is not None
-        packed, groups = self.packed, query.shape[1] // key.shape[1]
+        packed, groups = self._packed_on(key.device), query.shape[1] // key.shape[1]
         query = query[0].unflatten(0, (key.shape[1], groups))  # (kv_heads, groups, tokens, head_dim)
         key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, kv_heads, head_dim)
         if layer not in self._layers:
@@ -90,10 +135,10 @@ class Slots:
         parts = []
         running = len(packed.running)
         if running:
-            at = (packed.running, slice(None), packed.positions)
+            at = (packed.running, slice(None), packed.lengths[packed.running, 0, 0] - 1)
             keys[at], values[at] = key[:running], value[:running]
             one = query[:, :, :running].permute(2, 0, 1, 3)
-            parts.append(_attend_running(one, keys, values, packed, scaling))
+            parts.append(_attend_running(one, keys, values, packed, look))
         for row in packed.entering:
             end, places = row.shared + row.length, slice(row.first, row.first + row.length)
             own_keys, own_values = keys[row.slot, :, :end], values[row.slot, :, :end]
@@ -101,7 +146,7 @@ class Slots:
                 own_keys[:, : row.shared], own_values[:, : row.shared] = self._head[layer]
             own_keys[:, row.shared :] = key[places].transpose(0, 1)
             own_values[:, row.shared :] = value[places].transpose(0, 1)
-            parts.append(_attend_prompt(query[:, :, places], own_keys, own_values, scaling))
+            parts.append(_attend_prompt(query[:, :, places], own_keys, own_values, look))
         unused = key[: len(key) - sum(map(len, parts))]  # the engine packs an even number of tokens
         parts.append(query.new_zeros(len(unused), *parts[0].shape[1:]))
         return torch.cat(parts).flatten(1, 2)[None]
@@ -119,10 +164,10 @@ def own_attention(model: Model) -> Iterator[None]:
     from transformers import AttentionInterface
 
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if not model.is_backend_compatible() or kinds - {"full_attention"}:
+    if not model.is_backend_compatible() or kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"{type(model).__name__}: its layers ({', '.join(sorted(kinds))}) are not of the kind that this"
-            " engine runs, full attention in transformers' common form; use label.engine: vllm or openai"
+            f"{type(model).__name__}: found layers of {', '.join(sorted(kinds))}, expected full or sliding"
+            " attention in transformers' common form; as a teacher it runs with label.engine: vllm or openai"
         )
     AttentionInterface.register(NAME, _attention)
     before = model.config._attn_implementation
@@ -141,18 +186,21 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float,
     distill_slots: Slots | None = None,
-    **options: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    special = sorted(k for k in ("sliding_window", "softcap", "s_aux") if options.get(k) is not None)
-    if special or distill_slots is None:
+    if distill_slots is None or s_aux is not None:
         raise ValueError(
-            f"{type(module).__name__}: it needs {', '.join(special) or 'slots'}, which this engine has not;"
-            " use label.engine: vllm or openai"
+            f"{type(module).__name__}: its attention has sinks, which this engine has not; as a teacher the"
+            " model runs with label.engine: vllm or openai"
         )
-    return distill_slots.attend(module.layer_idx, query, key, value, scaling), None
+    look = Look(scaling, sliding_window, softcap)
+    return distill_slots.attend(module.layer_idx, query, key, value, look), None
 
 
-def _attend_running(query: Tensor, keys: Tensor, values: Tensor, packed: Packed, scaling: float) -> Tensor:
+def _attend_running(query: Tensor, keys: Tensor, values: Tensor, packed: Packed, look: Look) -> Tensor:
     """Return `(running, kv_heads, groups, head_dim)` from a query of that shape.
 
     Two plain batched products over the slots as they lie: fused attention is several times slower on a
@@ -167,22 +215,26 @@ def _attend_running(query: Tensor, keys: Tensor, values: Tensor, packed: Packed,
         asked = query.new_zeros(slots, *query.shape[1:])
         asked[packed.running] = query
     scores = torch.bmm(asked.reshape(slots * kv_heads, -1, size), keys.view(-1, width, size).transpose(1, 2))
-    scores = torch.add(packed.visible, scores.view(slots, -1, width), alpha=scaling)  # in float32
+    scores = look.scaled(scores.view(slots, -1, width), packed.within(look.window))
     weights = torch.softmax(scores, -1).to(values.dtype).view(slots * kv_heads, -1, width)
     seen = torch.bmm(weights, values.view(-1, width, size)).view(asked.shape)
     return seen if everyone else seen[packed.running]
 
 
-def _attend_prompt(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+def _attend_prompt(query: Tensor, keys: Tensor, values: Tensor, look: Look) -> Tensor:
     """Return `(tokens, kv_heads, groups, head_dim)` from query `(kv_heads, groups, tokens, head_dim)`."""
     import torch
 
     kv_heads, groups, tokens, size = query.shape
     width = keys.shape[1]
     scores = torch.bmm(query.reshape(kv_heads, groups * tokens, size), keys.transpose(1, 2))
-    future = torch.ones(tokens, width, dtype=torch.bool, device=keys.device).triu(width - tokens + 1)
-    scores = (scores.float() * scaling).view(kv_heads, groups, tokens, width)
-    weights = torch.softmax(scores.masked_fill_(future, float("-inf")), -1).to(values.dtype)
+    ages = torch.arange(width - tokens, width, device=keys.device)[:, None] - torch.arange(
+        width, device=keys.device
+    )
+    hidden = ages < 0 if look.window is None else (ages < 0) | (ages >= look.window)
+    visible = torch.zeros(tokens, width, device=keys.device).masked_fill_(hidden, float("-inf"))
+    scores = look.scaled(scores.view(kv_heads, groups, tokens, width), visible)
+    weights = torch.softmax(scores, -1).to(values.dtype)
     seen = torch.bmm(weights.view(kv_heads, groups * tokens, width), values)
     return seen.view(kv_heads, groups, tokens, size).permute(2, 0, 1, 3)
 

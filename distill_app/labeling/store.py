@@ -73,10 +73,13 @@ CREATE TABLE claims (
 ) WITHOUT ROWID;
 """
 
-# A cut answer is the answer under its own limit alone. A refusal may be for want of room, so it says
-# nothing about smaller limits.
-SERVES = """CASE finish_reason WHEN 'stop' THEN tokens <= :limit
-    WHEN 'refused' THEN max_new_tokens <= :limit ELSE max_new_tokens = :limit END"""
+# A cut answer is the answer under its own limit alone, unless the model's context cut it before. A refusal
+# may be for want of room, so it says nothing about smaller limits; nor does an answer whose tokens its server
+# did not count.
+SERVES = """CASE
+    WHEN finish_reason = 'length' AND (tokens = 0 OR tokens >= max_new_tokens) THEN max_new_tokens = :limit
+    WHEN finish_reason = 'refused' OR tokens = 0 THEN max_new_tokens <= :limit
+    ELSE tokens <= :limit END"""
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,17 @@ class AnswerStore:
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
+
+    def prune_refused(self) -> int:
+        """Remove what engines refused to answer, so that they are asked again; return how many there were.
+
+        Raises:
+            ValueError: a run is using the store.
+        """
+        with self._transaction():
+            if live := self.holders():
+                raise ValueError(f"{self.name}: {live[0]} is labelling with it; prune when that has ended")
+            return self._db.execute("DELETE FROM answers WHERE finish_reason = 'refused'").rowcount
 
     def _open(self) -> sqlite3.Connection:
         if self.path:
