@@ -128,7 +128,7 @@ def _print_recipes(recipes: Sequence["Summary"], title: str) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for recipe in recipes:
         found = recipe.identity
-        parts = (found.get(key) for key in ("engine", "version", "quantization", "endpoint"))
+        parts = (found.get("version", found.get("engine")), found.get("quantization"), found.get("endpoint"))
         engine = " ".join(str(part) for part in parts if part not in (None, "none"))
         used = datetime.fromtimestamp(recipe.used_at).strftime("%Y-%m-%d %H:%M")
         cells = (recipe.id, recipe.teacher, engine, _sampling_text(recipe.sampling))
