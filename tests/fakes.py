@@ -31,7 +31,7 @@ class Echo:
     teacher = "echo"
 
     def __init__(self, ahead: int = 4, pause_sec: float = 0.0, asked_path: Path | None = None) -> None:
-        self.identity = {"engine": "fake", "version": "1"}
+        self.identity = {"engine": "fake", "version": "fake 1"}
         self.ahead, self.pause_sec, self.asked_path = ahead, pause_sec, asked_path
         self.asked: list[str] = []
         self.before_answer: Callable[[str], None] = lambda prompt: None

@@ -35,6 +35,7 @@ def test_a_question_is_answered_from_the_shell_and_from_a_pipe(tiny_model_dir):
         (["labels", "--store", "s"], "error: s: no such store"),
         (["labels", "--prune"], "error: labels: --prune and a choice go together"),
         (["labels", "--older-than", "3"], "error: labels: --prune and a choice go together"),
+        (["labels", "--prune", "--older-than", "0"], "error: --older-than: found 0, expected a number of"),
         (["report"], "error: reports/comparison.json: no such file"),
     ],
 )
@@ -63,4 +64,9 @@ def test_the_store_is_shown_and_pruned_from_the_shell(tmp_path, monkeypatch):
     assert "1 answers, 1200 tokens" in distill("labels", "--store", "work/s", cwd=tmp_path).stdout
     none = distill("labels", "--store", "work/s", "--prune", "--older-than", "1", cwd=tmp_path)
     assert none.stdout.startswith("0 recipes and 0 answers removed")
+    with AnswerStore(tmp_path / "work" / "s") as store:
+        store.put(recipe, recipe.key("long"), 8, Answer("", 0, "refused", 9000))
+    refused = distill("labels", "--store", "work/s", "--prune", "--refused", cwd=tmp_path)
+    assert refused.stdout == "1 refusals removed\n"
+    assert "1 answers, 1200 tokens" in distill("labels", "--store", "work/s", cwd=tmp_path).stdout
     assert "work/answers.sqlite: no such store" in distill("labels", cwd=tmp_path).stderr

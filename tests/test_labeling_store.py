@@ -54,7 +54,14 @@ def test_the_engines_identity_is_in_the_key_and_its_name_for_people_is_not():
 
 @pytest.mark.parametrize(
     ("answer", "made_under", "serves"),
-    [(STOP, 8, [5, 7, 8, 9, 99]), (CUT, 8, [8]), (REFUSED, 8, [8, 9, 99])],
+    [
+        (STOP, 8, [5, 7, 8, 9, 99]),
+        (CUT, 8, [8]),
+        (REFUSED, 8, [8, 9, 99]),
+        (Answer("c", 5, "length"), 8, [5, 7, 8, 9, 99]),  # cut by the model's context, not by the limit
+        (Answer("d", 0, "stop"), 8, [8, 9, 99]),  # a server that counts no tokens
+        (Answer("e", 0, "length"), 8, [8]),
+    ],
 )
 def test_an_answer_serves_the_limits_under_which_it_would_be_the_same(tmp_path, answer, made_under, serves):
     with AnswerStore(tmp_path / "s") as store:
