@@ -141,16 +141,20 @@ def test_memory_stays_bounded_however_many_prompts_there_are(tmp_path):
         assert sum(1 for _ in read_answers(engine, prompts(), SAMPLING, store)) == 6000
 
 
-@pytest.mark.parametrize("error", [EngineGone("server:\n gone"), EngineGone])
-def test_an_engine_that_is_gone_leaves_its_answers_and_says_how_many(tmp_path, error):
+def ends_at_the_eighth(error):
     engine = Echo(ahead=1)
 
-    def fail(prompt):
+    def end(prompt):
         if len(engine.asked) == 8:
             raise error
 
-    engine.before_answer = fail
-    prompts = numbered(20)
+    engine.before_answer = end
+    return engine
+
+
+@pytest.mark.parametrize("error", [EngineGone("server:\n gone"), EngineGone])
+def test_an_engine_that_is_gone_leaves_its_answers_and_says_how_many(tmp_path, error):
+    engine, prompts = ends_at_the_eighth(error), numbered(20)
     with AnswerStore(tmp_path / "s") as store:
         with pytest.raises(
             EngineGone, match=r"7 new answers are safe in .*/s, run again to go on$"
@@ -162,13 +166,7 @@ def test_an_engine_that_is_gone_leaves_its_answers_and_says_how_many(tmp_path, e
 
 
 def test_ctrl_c_leaves_the_answers_and_says_how_many(tmp_path, capsys):
-    engine = Echo(ahead=1)
-
-    def interrupt(prompt):
-        if len(engine.asked) == 8:
-            raise KeyboardInterrupt
-
-    engine.before_answer = interrupt
+    engine = ends_at_the_eighth(KeyboardInterrupt)
     with AnswerStore(tmp_path / "s") as store:
         with pytest.raises(KeyboardInterrupt):
             fill_store(engine, lambda: numbered(20), SAMPLING, store, label="label")

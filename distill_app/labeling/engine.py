@@ -42,6 +42,10 @@ class _Row:
     def __post_init__(self) -> None:
         self.draw = Random(self.seed)
 
+    @property
+    def length(self) -> int:
+        return len(self.ids) + len(self.out)
+
     def __lt__(self, other: "_Row") -> bool:
         return (-len(self.ids), self.place) < (-len(other.ids), other.place)
 
@@ -141,11 +145,12 @@ class _Batch:
         self.planned = self._room(self.waiting[0])
         fitting = rows_that_fit(self.model, self.planned)
         self.slots = Slots(min(self.batch_size, fitting, len(self.waiting)))
-        self.head = _common_head([row.ids for row in self.waiting])
-        if self.head:
-            self.slots.fit(len(self.head))
-            self._forward([], [(0, _Row(-1, self.head, 0))], shared=[0])
-            self.slots.keep_as_head(0, len(self.head))
+        self.head = []
+        if head := _common_head([row.ids for row in self.waiting]):
+            self.slots.fit(len(head))
+            self._forward([], [(0, _Row(-1, head, 0))])
+            self.slots.keep_as_head(0, len(head))
+            self.head = head
 
     def _room(self, row: _Row) -> int:
         return min(len(row.ids) + self.sampling.max_new_tokens, self.longest)
@@ -154,14 +159,13 @@ class _Batch:
         """Run one pass; return what it finished."""
         going, entering = sorted(self.rows.items()), self._entering()
         self.rows.update(entering)
-        width = max(len(row.ids) + len(row.out) for row in self.rows.values())
+        width = max(row.length for row in self.rows.values())
         if not entering and len(going) < SPARSE * self.slots.count:
             self.slots.fit(width, keep=[slot for slot, _ in going])
             going = list(enumerate(row for _, row in going))
             self.rows = dict(going)
         self.slots.fit(width)
-        shared = [len(self.head) if self._has_head(row) else 0 for _, row in entering]
-        logits = self._forward(going, entering, shared)
+        logits = self._forward(going, entering)
         rows = [*going, *entering]
         tokens = choose(logits, [row.draw for _, row in rows], self.sampling)
         return [
@@ -183,19 +187,20 @@ class _Batch:
             tokens += len(row.ids)
         return entering
 
-    def _has_head(self, row: _Row) -> bool:
-        return len(row.ids) > len(self.head) + 1 and row.ids[: len(self.head)] == self.head
+    def _shared(self, row: _Row) -> int:
+        """Return how many of a prompt's tokens are computed already."""
+        head = len(self.head)
+        return head if len(row.ids) > head + 1 and row.ids[:head] == self.head else 0
 
-    def _forward(
-        self, going: list[tuple[int, _Row]], entering: list[tuple[int, _Row]], shared: list[int]
-    ) -> Any:
+    def _forward(self, going: list[tuple[int, _Row]], entering: list[tuple[int, _Row]]) -> Any:
         """Return the scores of each row's next token, `(rows, vocab)`, going rows first."""
         import torch
 
         tokens = [row.out[-1] for _, row in going]
-        positions = [len(row.ids) + len(row.out) - 1 for _, row in going]
+        positions = [row.length - 1 for _, row in going]
         last, new = list(range(len(going))), []
-        for (slot, row), head in zip(entering, shared, strict=True):
+        for slot, row in entering:
+            head = self._shared(row)
             new.append(Entering(slot, len(tokens), len(row.ids) - head, head))
             tokens += row.ids[head:]
             positions += range(head, len(row.ids))
@@ -203,7 +208,7 @@ class _Batch:
         device = self.model.device
         lengths = torch.ones(self.slots.count, dtype=torch.long)
         for slot, row in going:
-            lengths[slot] = len(row.ids) + len(row.out)
+            lengths[slot] = row.length
         running = torch.tensor([slot for slot, _ in going], dtype=torch.long)
         self.slots.pack(running, lengths, new)
         # A CPU rounds a lone row otherwise, and what its vector registers leave over: rows come in pairs
@@ -221,7 +226,7 @@ class _Batch:
     def _append(self, row: _Row, token: int) -> bool:
         """Add a token to a row's answer; say whether that ends it."""
         row.out.append(token)
-        full = len(row.out) >= self.sampling.max_new_tokens or len(row.ids) + len(row.out) >= self.longest
+        full = len(row.out) >= self.sampling.max_new_tokens or row.length >= self.longest
         return token in self.stops or full
 
     def _ended(self, slot: int) -> Answer:

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import tee
 from typing import Any, Literal
 
 from distill_app.core.errors import EmptyDataError
@@ -180,9 +181,10 @@ def label_files(
         for split, (source, target) in splits.items():
             add = files.enter_context(new_json_list(target))
             tally = _Tally(params.on_truncated)
-            rendered = _rendered(engine, iter_records(source), "system1")
+            records, asked = tee(iter_records(source))  # the two run a few hundred records apart
+            rendered = _rendered(engine, asked, "system1")
             answers = read_answers(engine, rendered, sampling, store, retry_to)
-            for record, answer in zip(iter_records(source), answers, strict=True):
+            for record, answer in zip(records, answers, strict=True):
                 fault = tally.fault(answer)
                 if fault is None:
                     add({**_as_record(record), "output": answer.text})

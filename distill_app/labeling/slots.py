@@ -54,12 +54,13 @@ class Packed:
     """What one forward pass holds: one token of each running row, then whole prompts.
 
     Args:
-        running: `(running,)` slots of the rows that go on.
+        running: `(running,)` slots of the rows that go on, and `places` of their new tokens in them.
         lengths: `(slots, 1, 1)` tokens of each slot, the new one of a running row included.
         visible: `(slots, 1, width)` float32, 0 where a running row may look, else minus infinity.
     """
 
     running: Tensor
+    places: Tensor
     lengths: Tensor
     visible: Tensor
     entering: list[Entering]
@@ -74,9 +75,9 @@ class Packed:
         return self.visible.masked_fill(places < self.lengths - window, float("-inf"))
 
     def on(self, device: Any) -> "Packed":
-        return Packed(
-            self.running.to(device), self.lengths.to(device), self.visible.to(device), self.entering
-        )
+        tensors = (self.running, self.places, self.lengths, self.visible)
+        running, places, lengths, visible = (tensor.to(device) for tensor in tensors)
+        return Packed(running, places, lengths, visible, self.entering)
 
 
 class Slots:
@@ -107,10 +108,10 @@ class Slots:
         """Say what the next pass holds; `running` slots and `(slots,)` lengths as in `Packed`."""
         import torch
 
-        lengths = lengths[:, None, None]
+        places, lengths = lengths[running] - 1, lengths[:, None, None]
         hidden = torch.arange(self.width) >= lengths
         visible = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-        self._packed = {running.device: Packed(running, lengths, visible, entering)}
+        self._packed = {running.device: Packed(running, places, lengths, visible, entering)}
 
     def _packed_on(self, device: Any) -> Packed:
         if device not in self._packed:
@@ -135,7 +136,7 @@ class Slots:
         parts = []
         running = len(packed.running)
         if running:
-            at = (packed.running, slice(None), packed.lengths[packed.running, 0, 0] - 1)
+            at = (packed.running, slice(None), packed.places)
             keys[at], values[at] = key[:running], value[:running]
             one = query[:, :, :running].permute(2, 0, 1, 3)
             parts.append(_attend_running(one, keys, values, packed, look))
