@@ -109,7 +109,7 @@ def test_every_prompt_gets_its_own_answer_and_few_are_read_ahead(fake_vllm):
         answers[place] = answer
         assert len(read) <= len(answers) + 4
     expected = {i: Answer(p.upper(), 3, "stop", 2) for i, p in enumerate(prompts)}
-    assert answers == {**expected, 4: Answer("", 0, "refused")}
+    assert answers == {**expected, 4: Answer("", 0, "refused", 20)}
     assert engine._engine.most == 4
     assert not engine._engine.aborted
 
