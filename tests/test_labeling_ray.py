@@ -265,6 +265,7 @@ def test_what_cannot_work_is_refused_at_once(notes, monkeypatch):
 
 def drive(notes, address):
     """The driver that a test ends: asks without end and prints the answers, each with its worker's pid."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     engine = RayWorkers(functools.partial(Noting, notes), WORKERS, address or None)
     try:
         for _, answer in engine.generate((f"prompt {n}" for n in count()), Sampling()):
