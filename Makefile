@@ -48,6 +48,7 @@ models/base/teacher: | .venv/installed
 	$(ENV) dvc repro base_models
 
 include benchmarks/vllm.mk
+include benchmarks/easydistill.mk
 
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-easydistill

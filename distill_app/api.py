@@ -34,6 +34,8 @@ def distill_system1(config: dict[str, Any]) -> str | None:
             ("Qwen/Qwen2.5-0.5B-Instruct"), labeled_path ("data/train_labeled.json"), num_epochs (1),
             out_dir ("./distilled-qwen2.5-0.5b"), config_path ("configs/kd_black_box_qwen_0_5b.json");
             and instruction_path, training (fields of SFTConfig), backend ("builtin" or "easydistill").
+            What `instruction_path` holds and `labeled_path` lacks is asked of the teacher; without the key
+            the labelled data is all there is, and the teacher is asked nothing.
     """
     student = config.get("student_model", SYSTEM1_STUDENT)
     labeled_path = config.get("labeled_path", "data/train_labeled.json")
@@ -44,7 +46,7 @@ def distill_system1(config: dict[str, Any]) -> str | None:
         config_path=config.get("config_path", "configs/kd_black_box_qwen_0_5b.json"),
         teacher_model=config.get("teacher_model", TEACHER),
         student_model=student,
-        instruction_path=config.get("instruction_path", "data/train_instructions.json"),
+        instruction_path=config.get("instruction_path", labeled_path),
         labeled_path=labeled_path,
         out_dir=out_dir,
         num_epochs=config.get("num_epochs", 1),

@@ -8,7 +8,7 @@ from distill_app.comparison.params import CompareParams
 from distill_app.core.files import save_text
 from distill_app.core.params import Section, read_params, read_section
 from distill_app.data.params import PrepareS1Params, PrepareS2Params
-from distill_app.easydistill.params import TrainParams
+from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
 from distill_app.labeling.params import LabelParams
 
 SECTIONS: dict[str, type[Section]] = {
@@ -16,7 +16,7 @@ SECTIONS: dict[str, type[Section]] = {
     "prepare_s1": PrepareS1Params,
     "label": LabelParams,
     "prepare_s2": PrepareS2Params,
-    "train_s1": TrainParams,
+    "train_s1": WordsAndProbabilities,
     "train_s2": TrainParams,
     "compare": CompareParams,
 }

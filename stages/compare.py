@@ -5,7 +5,7 @@ from distill_app.comparison.console import print_scores
 from distill_app.comparison.params import CompareParams
 from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
-from distill_app.easydistill.params import TrainParams
+from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
 from distill_app.labeling.params import LabelParams
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     scores = compare_systems(
         read_section("compare", CompareParams),
         teacher=read_section("label", LabelParams),
-        system1_before=read_section("train_s1", TrainParams).student,
+        system1_before=read_section("train_s1", WordsAndProbabilities).student,
         system2_before=read_section("train_s2", TrainParams).student,
         data_dir="data",
         models_dir="models",

@@ -1,4 +1,5 @@
-"""Reads System 1's instructions and the teacher; writes the teacher's answers to both splits.
+"""Reads System 1's instructions and the teacher; writes the teacher's answers to both splits, and how sure it
+was of those to train on.
 
 The answers are kept under work/, which is no output: it makes the next run cheap and changes no result.
 """
@@ -10,6 +11,7 @@ from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
 from distill_app.labeling.engines import open_engine
 from distill_app.labeling.label import label_files
+from distill_app.labeling.logits import check_top_logits, write_top_logits
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
 
@@ -22,8 +24,10 @@ SPLITS = {
 def main() -> None:
     """Label the training and held-out instructions."""
     params = read_section("label", LabelParams)
+    check_top_logits(params)  # before any answer is paid for
     with closing(open_engine(params)) as engine, AnswerStore(params.store) as store:
         metrics = label_files(engine, store, params, SPLITS, "work/label_dropped.json", "work/label.log")
+    write_top_logits(params, "data/train_labeled.json", "data/train_logits.arrow", "work/label.log")
     save_json("metrics/label.json", metrics)
     train, heldout = metrics["train"], metrics["heldout"]
     print(

@@ -1,4 +1,4 @@
-"""Reads configs/system1.json and the data it names; writes the student models/system1."""
+"""Reads configs/system1.json and what it names; writes the student, its curves and metrics."""
 
 from distill_app.core.stage import run_stage
 from distill_app.easydistill.run import train_with_config
@@ -6,8 +6,8 @@ from distill_app.easydistill.run import train_with_config
 
 def main() -> None:
     """Train System 1."""
-    loss = train_with_config("configs/system1.json", "metrics/loss_system1.csv")
-    print(f"train_s1: models/system1, last training loss {loss:.3f}")
+    metrics = train_with_config("configs/system1.json", "metrics/train_s1.json")
+    print(f"train_s1: models/system1, {metrics}")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,25 @@
 from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
 from distill_app.easydistill.config import write_system1_config, write_system2_config
-from distill_app.easydistill.params import TrainParams
+from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
 from distill_app.labeling.params import LabelParams
 
 
 def main() -> None:
     """Write both configs."""
-    s1 = read_section("train_s1", TrainParams)
+    s1 = read_section("train_s1", WordsAndProbabilities)
     s2 = read_section("train_s2", TrainParams)
     first = write_system1_config(
         config_path="configs/system1.json",
         teacher_model=read_section("label", LabelParams).teacher,
         student_model=s1.student,
+        # What the label stage left out had no whole answer; the training must not ask for it again
+        instruction_path="data/train_labeled.json",
         out_dir="models/system1",
         num_epochs=s1.num_epochs,
         training=s1.training_options(),
         seed=s1.seed,
-        backend=s1.backend,
+        extra=s1.extra_sections(),
     )
     second = write_system2_config(
         config_path="configs/system2.json",
@@ -28,7 +30,7 @@ def main() -> None:
         num_epochs=s2.num_epochs,
         training=s2.training_options(),
         seed=s2.seed,
-        backend=s2.backend,
+        extra=s2.extra_sections(),
     )
     print(f"write_config: {first}, {second}")
 

@@ -114,7 +114,7 @@ def test_metrics_and_plots_show_what_was_measured(project):
     metrics = dvc(project, "metrics", "show")
     assert "reports/comparison.json" in metrics and "system2.student.accuracy" in metrics
     plots = dvc(project, "plots", "show", "--json")
-    for name in ("metrics/loss_system1.csv", "metrics/loss_system2.csv", "reports/scores.csv"):
+    for name in ("metrics/train_s1_loss.csv", "metrics/train_s2_validation.csv", "reports/scores.csv"):
         assert name in plots
 
 

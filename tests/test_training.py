@@ -1,8 +1,6 @@
 import json
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -246,94 +244,6 @@ def test_a_failed_training_says_why_in_one_line_and_leaves_nothing(
     err = capfd.readouterr().err
     assert message in err and "Traceback" not in err
     assert list(Path("models").iterdir()) == []
-
-
-@pytest.fixture
-def easydistill(project, tmp_path, monkeypatch):
-    """Give a function that puts a stand-in `easydistill`, a shell script with $CONFIG, on PATH."""
-
-    def install(script: str) -> None:
-        program = tmp_path / "bin" / "easydistill"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(f'#!/bin/sh\nCONFIG="$2"\n{script}\n')
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-
-    return install
-
-
-def test_a_trainer_that_exits_0_without_weights_has_failed(easydistill, capfd):
-    """EasyDistill 1.0 does so."""
-    easydistill("echo CUDA out of memory; exit 0")
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
-    err = capfd.readouterr().err
-    assert "exit code 0, but no checkpoint" in err and err.count("CUDA out of memory") == 2
-    assert not Path("models").exists()
-
-
-def test_the_exit_code_of_a_trainer_that_failed_is_returned(easydistill, capfd):
-    easydistill("exit 7")
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 7
-    assert "exit code 7" in capfd.readouterr().err
-
-
-def test_old_weights_are_not_taken_for_new_ones_and_stay(easydistill, tiny_model_dir):
-    shutil.copytree(tiny_model_dir, "models/s1")
-    easydistill("exit 0")
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
-    assert Path("models/s1/model.safetensors").is_file()
-
-
-def test_a_student_of_easydistill_gets_the_format_it_was_trained_in(easydistill, tiny_model_dir):
-    out = "$(python3 -c \"import json,sys; print(json.load(open('$CONFIG'))['training']['output_dir'])\")"
-    easydistill(f'cp -r "{tiny_model_dir}" "{out}"')
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 0
-    _, tokenizer = load_student("models/s1")
-    assert tokenizer.chat_template == chat_template("system1")
-
-
-def test_the_real_easydistill_gets_absolute_paths_and_a_scratch_copy(easydistill, tmp_path):
-    easydistill(
-        f'cp "$CONFIG" {tmp_path}/seen.json; cp "$(dirname "$CONFIG")/labeled.json" {tmp_path}/labeled.json'
-    )
-    run_easy_distill("configs/s1.json", backend="easydistill")
-    seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen["job_type"] == "kd_black_box_train_only"
-    for path in (
-        seen["dataset"]["labeled_path"],
-        seen["dataset"]["template"],
-        seen["training"]["output_dir"],
-        seen["models"]["student"],
-    ):
-        assert Path(path).is_absolute()
-    labeled = json.loads((tmp_path / "labeled.json").read_text())
-    assert labeled[0] == {"instruction": "Name number 0.\nInput: quick", "output": "It is 0."}
-    assert json.loads(Path("data/labeled.json").read_text()) == RECORDS
-
-
-def test_a_path_with_a_space_is_refused_for_easydistill(easydistill, tiny_model_dir, capfd):
-    easydistill("exit 0")
-    shutil.copytree(tiny_model_dir, "my model")
-    write_config("my model")
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
-    assert "cannot take a path with a space" in capfd.readouterr().err
-
-
-def test_what_a_trainer_started_ends_with_it(easydistill, tmp_path):
-    easydistill(f"sleep 300 & echo $! > {tmp_path}/pid; exit 3")
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 3
-    pid = int((tmp_path / "pid").read_text())
-    stat = Path(f"/proc/{pid}/stat")
-    deadline = time.monotonic() + 10
-    while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not stat.exists() or " Z " in stat.read_text()
-
-
-def test_an_easydistill_that_is_not_there_is_told(project, monkeypatch, capfd):
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert run_easy_distill("configs/s1.json", backend="easydistill") == 1
-    assert "no such command on PATH" in capfd.readouterr().err
 
 
 def test_configs_hold_what_the_contract_says(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def compare_systems(
         check_checkpoint(student)
         compared = Compared(teacher.teacher, teacher.quantization, teacher.revision, before[mode], student)
         scores[mode], answers[mode] = measure_system(mode, compared, heldout[mode], params)
-    losses = {mode: _read_curve(Path(metrics_dir) / f"loss_{mode}.csv") for mode in scores}
+    losses = {mode: _read_curve(Path(metrics_dir) / f"train_s{mode[-1]}_loss.csv") for mode in scores}
     origin = _provenance(teacher, models, train, heldout)
     page = render_report(scores, answers, losses, origin)
     save_json(reports / "comparison.json", scores)

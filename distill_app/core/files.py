@@ -58,7 +58,7 @@ def save_text(path: str | os.PathLike[str], text: str) -> None:
 
 def save_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside the file, then rename: a reader sees the old content or the new, never a part."""
-    with _new_file(path) as file:
+    with new_file(path) as file:
         file.write(content)
 
 
@@ -71,7 +71,7 @@ def new_json_list(path: str | os.PathLike[str]) -> Iterator[Callable[[Any], None
     Raises:
         ValueError: an item holds text that UTF-8 cannot hold (a lone surrogate); its number, from 0.
     """
-    with _new_file(path) as file:
+    with new_file(path) as file:
         count = 0
 
         def add(item: Any) -> None:
@@ -91,7 +91,8 @@ def new_json_list(path: str | os.PathLike[str]) -> Iterator[Callable[[Any], None
 
 
 @contextlib.contextmanager
-def _new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a file to write beside `path` that takes its place when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)

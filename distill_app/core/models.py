@@ -25,19 +25,11 @@ def load_teacher(
         OSError, ValueError: from transformers' `from_pretrained`.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     quiet_transformers()
     check_local(model_name)
-    options: dict[str, Any] = {"revision": revision, "dtype": torch.bfloat16}
-    if quantization == "8bit":
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif quantization == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16
-        )
-    elif quantization != "none":
-        raise ValueError(f'quantization: found "{quantization}", expected "8bit", "4bit" or "none"')
+    options = {"revision": revision, "dtype": torch.bfloat16, **_quantization_options(quantization)}
     if torch.cuda.is_available():
         options["device_map"] = "auto"
     tokenizer = load_tokenizer(model_name, revision)
@@ -55,15 +47,44 @@ def load_student(model_path: str) -> tuple[Model, Tokenizer]:
     return load_teacher(model_path, quantization="none")
 
 
-def load_trainable(model_name: str) -> tuple[Model, Tokenizer]:
-    """Load a student to train: float32 master weights, on the CPU (the trainer moves it)."""
+def load_trainable(
+    model_name: str, in_bfloat16: bool = False, quantization: Quantization = "none"
+) -> tuple[Model, Tokenizer]:
+    """Load a student to train, on the CPU or, if quantized, on this process's GPU.
+
+    Args:
+        in_bfloat16: instead of float32; for an optimizer that keeps the rest, or under adapters.
+        quantization: of weights that stay as they are, under adapters.
+
+    Raises:
+        FileNotFoundError: a local path that is no checkpoint.
+        OSError, ValueError: from transformers' `from_pretrained`.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
     check_local(model_name)
     tokenizer = load_tokenizer(model_name, None)
-    return AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32), tokenizer
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if in_bfloat16 else torch.float32}
+    options |= _quantization_options(quantization)
+    if quantization != "none" and torch.cuda.is_available():
+        options["device_map"] = {"": torch.cuda.current_device()}
+    return AutoModelForCausalLM.from_pretrained(model_name, **options), tokenizer
+
+
+def _quantization_options(quantization: Quantization) -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "none":
+        return {}
+    if quantization == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    if quantization == "4bit":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+        return {"quantization_config": config}
+    raise ValueError(f'quantization: found "{quantization}", expected "8bit", "4bit" or "none"')
 
 
 def save_checkpoint(model: Model, tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
@@ -104,16 +125,12 @@ def _add_old_tokenizer_keys(folder: Path, tokenizer: Tokenizer) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         # Else 4.51 adds token_type_ids, which its generate refuses
         config["model_input_names"] = tokenizer.model_input_names
-    for key in (
-        "is_local",
-        "local_files_only",
-        "backend",
-        "name_or_path",
-    ):  # of this run, not the model
+    for key in ("is_local", "local_files_only", "backend", "name_or_path"):  # of this run, not the model
         config.pop(key, None)
-    save_json(path, config)
     if tokenizer.chat_template:
-        set_chat_template(folder, tokenizer.chat_template)
+        config["chat_template"] = tokenizer.chat_template
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    save_json(path, config)
 
 
 def set_chat_template(folder: str | os.PathLike[str], template: str) -> None:

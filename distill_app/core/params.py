@@ -30,8 +30,19 @@ def read_section(
     params = read_params(path)
     if not isinstance(params.get(name), dict):
         raise ValueError(f"{path}: no section {name}; add it, or copy a profile over the file")
+    return check_section(params[name], name, model, path)
+
+
+def check_section(
+    values: Any, name: str, model: type[SectionType], path: str | os.PathLike[str]
+) -> SectionType:
+    """Return values of section `name` as its model; the file's path is for the error alone.
+
+    Raises:
+        ValueError: a key is missing, unknown or of another type; one line.
+    """
     try:
-        return model.model_validate(params[name])
+        return model.model_validate(values)
     except ValidationError as err:
         raise ValueError(f"{path}: {_first_fault(name, model, err)}") from None
 

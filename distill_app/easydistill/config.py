@@ -1,7 +1,7 @@
 """Writing EasyDistill 1.0 configs: one JSON file a training, and the prompt template beside it.
 
-Source of the keys: EasyDistill v1.0.0, configs/kd_black_box_local.json; `backend` is ours, and
-EasyDistill ignores top-level keys that it does not know.
+Source of the keys: EasyDistill v1.0.0, configs/kd_black_box_local.json; it ignores top-level keys that it
+does not know, and ours are such.
 """
 
 from collections.abc import Mapping
@@ -46,6 +46,7 @@ def write_system1_config(
     training: Mapping[str, Any] | None = None,
     seed: int = 42,
     backend: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the config that distils System 1 (`kd_black_box_local`); return `config_path`.
 
@@ -53,6 +54,7 @@ def write_system1_config(
         template_path: a Jinja file of EasyDistill's kind; without it ours is written beside the config.
         training: fields of TRL's SFTConfig that replace or add to the defaults.
         backend: "builtin" or "easydistill"; None leaves the choice to `run_easy_distill`.
+        extra: keys and sections that replace or add to these; see `distill_app.training.config`.
     """
     config = {
         "job_type": "kd_black_box_local",
@@ -66,7 +68,7 @@ def write_system1_config(
         "models": {"teacher": teacher_model, "student": student_model},
         "training": _training(out_dir, num_epochs, training),
     }
-    return _write(config_path, config, backend)
+    return _write(config_path, config, backend, extra)
 
 
 def write_system2_config(
@@ -79,6 +81,7 @@ def write_system2_config(
     training: Mapping[str, Any] | None = None,
     seed: int = 42,
     backend: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the config that distils System 2 (`kd_black_box_train_only`); return `config_path`.
 
@@ -95,7 +98,7 @@ def write_system2_config(
         # Chains of thought are long: at System 1's 512 tokens most would be left out
         "training": _training(out_dir, num_epochs, {"max_length": 4096, **(training or {})}),
     }
-    return _write(config_path, config, backend)
+    return _write(config_path, config, backend, extra)
 
 
 def _training(out_dir: str, num_epochs: float, training: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -110,6 +113,12 @@ def _write_template(config_path: str, mode: Mode) -> str:
     return path.as_posix()
 
 
-def _write(config_path: str, config: dict[str, Any], backend: str | None) -> str:
-    save_json(config_path, {**config, "backend": backend} if backend else config)
+def _write(
+    config_path: str, config: dict[str, Any], backend: str | None, extra: Mapping[str, Any] | None
+) -> str:
+    if backend:
+        config["backend"] = backend
+    for key, value in (extra or {}).items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+    save_json(config_path, config)
     return config_path

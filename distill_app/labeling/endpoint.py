@@ -41,20 +41,30 @@ class _Unusable(Exception):
 class Endpoint:
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, a hosted API.
 
-    The key comes from OPENAI_API_KEY alone; a server that asks for none works without it. At temperature 0
-    neither top_p nor a seed is sent.
+    Without `api_key` the key comes from OPENAI_API_KEY; a server that asks for none works without it. At
+    temperature 0 neither top_p nor a seed is sent.
 
     Args:
         teacher: the model's name on the server.
         base_url: where `/chat/completions` follows, such as `http://localhost:8000/v1`.
         concurrency: requests under way at most.
         revision: of the weights, as far as the user knows; another one makes other answers of the same name.
+        system_prompt: a message of the system's before the user's; part of the prompt. Empty sends none.
+        api_key: the server's key; never shown, never stored.
 
     Raises:
         ValueError: the URL, the concurrency or the key cannot be right.
     """
 
-    def __init__(self, teacher: str, base_url: str, concurrency: int, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        teacher: str,
+        base_url: str,
+        concurrency: int,
+        revision: str | None = None,
+        system_prompt: str = "",
+        api_key: str = "",
+    ) -> None:
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             shown = base_url.rpartition("@")[2]  # without credentials
@@ -67,15 +77,19 @@ class Endpoint:
         self.identity: dict[str, Any] = {"engine": "openai", "endpoint": self._endpoint, "model": teacher}
         if revision is not None:
             self.identity["revision"] = revision
-        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        self._system_prompt = system_prompt
+        self._key_name = "api_key" if api_key else "OPENAI_API_KEY"
+        self._key = (api_key or os.environ.get("OPENAI_API_KEY", "")).strip()
         if not self._key.isascii() or not self._key.isprintable():
-            raise ValueError("OPENAI_API_KEY: found characters that no header carries; set the key again")
+            raise ValueError(f"{self._key_name}: found characters that no header carries; set the key again")
         self._limit_name = "max_tokens"  # what most servers speak; OpenAI's newer models want the other
         self._sends_seed = True
 
     def render(self, instruction: str, input_text: str, mode: Mode) -> str:
         """Return the chat messages as JSON, the same bytes for the same words."""
         messages = teacher_messages(instruction, input_text, mode)
+        if self._system_prompt:
+            messages = [{"role": "system", "content": self._system_prompt}, *messages]
         return json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
     def generate(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
@@ -193,7 +207,7 @@ class Endpoint:
     def _explain(self, err: Any) -> str:
         words = self._told(err)
         if err.status_code in (401, 403):
-            key = "the key in OPENAI_API_KEY was refused" if self._key else "OPENAI_API_KEY is not set"
+            key = f"the key in {self._key_name} was refused" if self._key else "OPENAI_API_KEY is not set"
             return f"{self._endpoint}: {err.status_code}, {key}; set it to a key that this server takes"
         if err.status_code == 404:
             return (

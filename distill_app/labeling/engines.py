@@ -1,7 +1,7 @@
 """Opens the engine that the params name, and finds out which weights it answers with."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,8 +38,11 @@ WEIGHT_FILES = (
 )
 
 
-def open_engine(params: LabelParams) -> Engine:
+def open_engine(params: LabelParams, vllm_options: Mapping[str, Any] | None = None) -> Engine:
     """Return the engine that `label` describes; of the model only the tokenizer is loaded here.
+
+    Args:
+        vllm_options: fields of vLLM's EngineArgs; the other engines have no use for them.
 
     Raises:
         FileNotFoundError: the teacher is a local path and no checkpoint.
@@ -49,7 +52,7 @@ def open_engine(params: LabelParams) -> Engine:
     """
     if params.engine == "openai":
         return _open_endpoint(params)
-    make = partial(_open_model, params)
+    make = partial(_open_model, params, vllm_options)
     if params.engine_workers == 1 and params.ray_address is None:
         return make()
     from distill_app.labeling.ray_workers import RayWorkers
@@ -73,7 +76,7 @@ def _open_endpoint(params: LabelParams) -> Engine:
     return Endpoint(params.teacher, params.base_url, params.concurrency, params.revision)
 
 
-def _open_model(params: LabelParams) -> Engine:
+def _open_model(params: LabelParams, vllm_options: Mapping[str, Any] | None) -> Engine:
     """Return an engine with weights of its own; on Ray every worker finds out for itself which they are."""
     identity, revision = engine_identity(params)
     tokenizer = load_tokenizer(params.teacher, revision)
@@ -89,6 +92,7 @@ def _open_model(params: LabelParams) -> Engine:
             quantization=params.quantization,
             max_num_seqs=params.batch_size,
             tensor_parallel_size=params.gpus_per_worker,
+            engine_options=vllm_options,
         )
     from distill_app.labeling.in_process import InProcess
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from distill_app.core.errors import EngineGone
@@ -25,6 +25,7 @@ class OfflineVllm:
             vLLM reads but does not make: the model is quantized into a temporary folder first.
         max_num_seqs: answers generated at a time.
         tensor_parallel_size: GPUs over which the model is spread.
+        engine_options: fields of vLLM's EngineArgs that replace or add to ours.
 
     Raises:
         ImportError: vLLM is not installed, or its bitsandbytes plugin where that is needed.
@@ -40,6 +41,7 @@ class OfflineVllm:
         quantization: Quantization,
         max_num_seqs: int,
         tensor_parallel_size: int = 1,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         _require("vllm", "vLLM")
         if quantization != "none":
@@ -48,6 +50,7 @@ class OfflineVllm:
         self._tokenizer, self._model_name, self._revision = tokenizer, model_name, revision
         self._quantization, self._max_num_seqs = quantization, max_num_seqs
         self._tensor_parallel_size = tensor_parallel_size
+        self._engine_options = dict(engine_options or {})
         self._engine: Any = None
 
     def render(self, instruction: str, input_text: str, mode: Mode) -> str:
@@ -112,6 +115,7 @@ class OfflineVllm:
             "max_model_len": -1,  # as much of the model's context as the memory holds
             "generation_config": "vllm",  # not the checkpoint's: sampling says everything
             "disable_log_stats": True,
+            **self._engine_options,
         }
         if current_platform.is_cpu() and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES

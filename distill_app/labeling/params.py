@@ -30,4 +30,5 @@ class LabelParams(Section):
     seed: int
     on_truncated: Literal["drop", "keep", "retry"]  # an answer that reached max_new_tokens
     retry_max_new_tokens: int = Field(ge=1)  # retry doubles the limit up to here
+    top_logits: int = Field(ge=0, le=1024)  # likeliest tokens kept for each answer token; 0 keeps none
     store: str  # the file that keeps the answers

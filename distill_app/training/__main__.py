@@ -9,11 +9,13 @@ def main() -> None:
     """Train as the config says."""
     parser = argparse.ArgumentParser(prog="python -m distill_app.training", description=__doc__)
     parser.add_argument("--config", required=True, help="an EasyDistill 1.0 JSON config")
-    path = parser.parse_args().config
+    parser.add_argument("--data", help="labelled records, in place of the config's dataset.labeled_path")
+    parser.add_argument("--logits", help="the teacher's probabilities, in place of dataset.logits_path")
+    args = parser.parse_args()
 
     from distill_app.training.train import train_student
 
-    train_student(path)
+    train_student(args.config, args.data, args.logits)
 
 
 if __name__ == "__main__":

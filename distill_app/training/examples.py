@@ -1,16 +1,20 @@
 """Training examples: the prompt's tokens without loss, the response's with it, end of sequence included."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
 
 from distill_app.core.files import Record
+from distill_app.core.logits import TopLogits
 from distill_app.core.models import Tokenizer
 from distill_app.core.prompts import chat_template, user_content
 
 NO_LOSS = -100
+UNLIKE_TOKENS = 2  # at an answer's head, where the student's prompt ends otherwise than the teacher's
 
 
 @dataclass(frozen=True)
@@ -20,25 +24,33 @@ class Template:
     source: str
     chat_template: str | None
 
+    @cached_property
+    def compiled(self) -> jinja2.Template:
+        """The source, compiled.
+
+        Raises:
+            ValueError: it is no Jinja.
+        """
+        try:
+            return jinja2.Environment().from_string(self.source)
+        except jinja2.TemplateSyntaxError as err:
+            raise ValueError(
+                f"dataset.template: line {err.lineno}: {err.message}; mend the template"
+            ) from err
+
     def render(self, record: Record) -> tuple[str, str]:
         """Return prompt and response of a record.
 
         Raises:
             ValueError: the rendered text with the answer does not begin with the rendered prompt.
         """
-        try:
-            template = jinja2.Environment().from_string(self.source)
-        except jinja2.TemplateSyntaxError as err:
-            raise ValueError(
-                f"dataset.template: line {err.lineno}: {err.message}; mend the template"
-            ) from err
         content = user_content(record["instruction"], record["input"])
-        prompt = template.render(
+        prompt = self.compiled.render(
             message={"role": "user", "content": content},
             add_generation_prompt=True,
             add_output=False,
         )
-        text = template.render(
+        text = self.compiled.render(
             message={"content": content, "output": record["output"]},
             add_generation_prompt=False,
             add_output=True,
@@ -61,19 +73,118 @@ def read_template(path: str | None) -> Template:
     return Template(source, source if "messages" in source else None)
 
 
-def build_examples(
-    records: Sequence[Record], tokenizer: Tokenizer, template: Template, max_length: int | None
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Return `{input_ids, labels}` of each record, and how many were left out as over `max_length` tokens.
+@dataclass(frozen=True)
+class Example:
+    """One record in tokens.
 
-    An example is never cut: a student trained on the head of an answer would learn to stop early.
+    Args:
+        labels: as long as `input_ids`; NO_LOSS where nothing is learned. The label of a token is the token
+            itself: the shift to the state before it is the loss's.
+        row: of the record in its file, and so of the teacher's distributions.
+        known: of the response's tokens, so many from its end have a distribution of the teacher's.
+        offset: of the first of those within the row's distributions.
     """
-    examples = []
-    for record in records:
+
+    input_ids: list[int]
+    labels: list[int]
+    row: int
+    known: int = 0
+    offset: int = 0
+
+
+@dataclass
+class Examples:
+    """What is trained on and what is held out of it to choose a checkpoint by; how many were too long."""
+
+    train: list[Example]
+    validation: list[Example]
+    dropped: int = 0
+    cut: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts that a checkpoint's provenance holds."""
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "too_long_dropped": self.dropped,
+            "too_long_cut": self.cut,
+        }
+
+
+def build_examples(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    template: Template,
+    max_length: int | None = None,
+    cut_too_long: bool = False,
+    response_only: bool = True,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+) -> Examples:
+    """Return the records in tokens, those held out for validation apart.
+
+    Args:
+        max_length: tokens of prompt and response; a longer example is dropped, since a student trained on
+            the head of an answer may learn to stop early.
+        cut_too_long: cut it instead, and its end of sequence with it, which is then not learned.
+        response_only: False learns the prompt's tokens too.
+        validation_fraction: of the instructions; a hash of the text and the seed decides, so that
+            duplicates fall on one side.
+    """
+    found = Examples([], [])
+    for row, record in enumerate(records):
         prompt, response = template.render(record)
         head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         tail = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        if max_length is None or len(head) + len(tail) <= max_length:
-            labels = [NO_LOSS] * len(head) + tail
-            examples.append({"input_ids": head + tail, "labels": labels})
-    return examples, len(records) - len(examples)
+        ids = head + tail
+        # Nothing comes before the first token that could predict it
+        labels = [NO_LOSS] * len(head) + tail if response_only else [NO_LOSS, *ids[1:]]
+        if max_length is not None and len(ids) > max_length:
+            if not cut_too_long or len(head) >= max_length:
+                found.dropped += 1
+                continue
+            ids, labels = ids[:max_length], labels[:max_length]
+            found.cut += 1
+        held_out = validation_fraction and _place(record, seed) < validation_fraction
+        (found.validation if held_out else found.train).append(Example(ids, labels, row))
+    return found
+
+
+def _place(record: Record, seed: int) -> float:
+    """Return a number from 0 to 1 that the record's question decides."""
+    text = " ".join(user_content(record["instruction"], record["input"]).casefold().split())
+    digest = hashlib.sha256(f"{seed}\n{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def with_teacher(examples: Sequence[Example], logits: TopLogits, path: str, count: int) -> list[Example]:
+    """Return the examples with the place of each response among the teacher's distributions.
+
+    The teacher's own prompt may end otherwise than the student's ("Assistant:" wants a blank before the
+    answer), so the first tokens of the two may differ; the rest must be the same, token by token.
+
+    Raises:
+        ValueError: the distributions belong to other records; the record's number, from 0.
+    """
+    if len(logits) != count:
+        raise ValueError(
+            f"dataset.logits_path: {path}: found the teacher's distributions of {len(logits)} records,"
+            f" expected {count}; label again with label.top_logits"
+        )
+    return [_aligned(example, logits, path) for example in examples]
+
+
+def _aligned(example: Example, logits: TopLogits, path: str) -> Example:
+    theirs = logits[example.row].tokens.tolist()
+    start = next((n for n, label in enumerate(example.labels) if label != NO_LOSS), len(example.labels))
+    ours = example.input_ids[start:]
+    # A cut response lacks its end, so it is compared from its head
+    for skipped in range(UNLIKE_TOKENS + 1):
+        for offset in range(UNLIKE_TOKENS + 1):
+            rest = ours[skipped:]
+            if rest == theirs[offset : offset + len(rest)]:
+                return Example(example.input_ids, example.labels, example.row, len(rest), offset)
+    raise ValueError(
+        f"dataset.logits_path: {path}: record {example.row}: the teacher's distributions are of other tokens"
+        f" than this answer's ({len(theirs)} and {len(ours)}); label again with label.top_logits"
+    )

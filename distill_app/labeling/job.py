@@ -1,0 +1,408 @@
+"""EasyDistill 1.0 jobs that label: what lacks an answer is asked of the teacher, what has one is copied.
+
+What the keys do here; `training`, `distillation`, `dataset.template`, `dataset.seed` and `models.student` are
+the trainer's. The teacher is asked in its own chat template. Keys of `inference` stand without their section,
+the last four are for kd_black_box_api, those from `engine` to `top_logits_num` for the two other jobs.
+
+| key | here |
+|---|---|
+| `dataset.labeled_path` | records that are labelled already; read where the file exists, never written |
+| `dataset.instruction_path` | instructions, of which those that `labeled_path` lacks are asked |
+| `dataset.logits_path` | no effect: ours go to `--logits-out`, in another format |
+| `models.teacher` | Hub id or checkpoint folder; of an API job the server's name for its model |
+| `temperature`, `seed`, `top_p`, `max_new_tokens` | as they say, unlike in EasyDistill; `top_p` is ours |
+| `engine` | ours: "transformers" in this process, or "vllm" |
+| `max_model_len` | a prompt without room for `max_new_tokens` in it is not asked; vLLM's context |
+| `enable_chunked_prefill` | to vLLM; no meaning and no effect in process |
+| `gpu_memory_utilization` | to vLLM; no meaning and no effect in process |
+| `enforce_eager` | to vLLM; no meaning and no effect in process |
+| `trust_remote_code` | to vLLM; not made use of in process, where a teacher that needs it is an error |
+| `top_logits_num` | log-probabilities a token, for kd_white_box alone |
+| `base_url` | the server |
+| `api_key` | its key; a placeholder such as "TOKEN" leaves it to OPENAI_API_KEY |
+| `system_prompt` | a message before the user's |
+| `stream` | no effect: in parts or whole, the answer is the same |
+
+A key that the type of job has no use for, or that nobody knows, is an error.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from distill_app.core.errors import EmptyDataError
+from distill_app.core.files import RECORD_FIELDS, Record, read_json, save_json
+from distill_app.core.models import load_tokenizer
+from distill_app.core.params import Section
+from distill_app.core.stage import one_line
+from distill_app.labeling.answers import Engine, Sampling
+from distill_app.labeling.ask import fill_store, read_answers
+from distill_app.labeling.engines import open_engine
+from distill_app.labeling.label import select_answers
+from distill_app.labeling.params import LabelParams
+from distill_app.labeling.store import AnswerStore
+
+STORE_PATH = "work/answers.sqlite"
+LOG_PATH = "work/label.log"
+BATCH_SIZE = 128  # the engines take fewer at a time where memory runs out
+CONCURRENCY = 16
+VLLM_KEYS = {
+    "max_model_len",
+    "enable_chunked_prefill",
+    "gpu_memory_utilization",
+    "enforce_eager",
+    "trust_remote_code",
+}
+# EasyDistill's own example says TOKEN
+PLACEHOLDER = re.compile(r"|token|empty|none|null|your[ _-].*|[<{$].*|(sk-)?[x.*]+", re.IGNORECASE)
+TOO_LONG = "too long for max_model_len"
+PROMPT_FIELDS = ("instruction", "input")
+
+
+class DatasetKeys(Section):
+    """The `dataset` section."""
+
+    labeled_path: str = Field(min_length=1)
+    instruction_path: str | None = None
+    logits_path: str | None = None
+    template: str | None = None
+    seed: int | None = None
+
+
+class ModelKeys(Section):
+    """The `models` section."""
+
+    teacher: str = Field(min_length=1)
+    student: str | None = None
+
+
+class InferenceKeys(Section):
+    """What every labelling job's `inference` knows; the defaults are those of EasyDistill's example."""
+
+    temperature: float = Field(0.8, ge=0)
+    seed: int = 777
+    max_new_tokens: int = Field(512, ge=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class LocalKeys(InferenceKeys):
+    """`inference` of kd_black_box_local."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_model_len: int | None = Field(None, ge=1)
+    enable_chunked_prefill: bool | None = None
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    enforce_eager: bool | None = None
+    trust_remote_code: bool = False
+
+
+class WhiteBoxKeys(LocalKeys):
+    """`inference` of kd_white_box."""
+
+    top_logits_num: int = Field(10, ge=1, le=1024)
+
+
+class ApiKeys(InferenceKeys):
+    """`inference` of kd_black_box_api."""
+
+    base_url: str
+    api_key: str = Field("", repr=False)
+    stream: bool = False
+    system_prompt: str = ""
+
+
+INFERENCE: dict[str, type[InferenceKeys]] = {
+    "kd_black_box_local": LocalKeys,
+    "kd_black_box_api": ApiKeys,
+    "kd_white_box": WhiteBoxKeys,
+}
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """A labelling job's config, every key of it checked."""
+
+    path: str
+    dataset: DatasetKeys
+    models: ModelKeys
+    inference: InferenceKeys
+
+    @property
+    def top_logits(self) -> int:
+        """How many log-probabilities a token are wanted; 0 for none."""
+        return self.inference.top_logits_num if isinstance(self.inference, WhiteBoxKeys) else 0
+
+    @property
+    def max_model_len(self) -> int | None:
+        """How many tokens prompt and answer may have together, as far as the config says."""
+        return self.inference.max_model_len if isinstance(self.inference, LocalKeys) else None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the teacher's tokens are chosen."""
+        keys = self.inference
+        return Sampling(keys.max_new_tokens, keys.temperature, keys.top_p, keys.seed)
+
+    def params(self) -> LabelParams:
+        """Return the job of a teacher with weights as the label stage would be told it."""
+        assert isinstance(self.inference, LocalKeys)
+        engine = self.inference.engine
+        return LabelParams.model_validate(
+            {
+                **self.inference.model_dump(include={"max_new_tokens", "temperature", "top_p", "seed"}),
+                "teacher": self.models.teacher,
+                "revision": None,
+                "quantization": "none",  # as in EasyDistill
+                "engine": engine,
+                "base_url": None,
+                "engine_workers": 1,
+                "gpus_per_worker": _gpu_count() if engine == "vllm" else 1,
+                "ray_address": None,
+                "concurrency": CONCURRENCY,
+                "batch_size": BATCH_SIZE,
+                "on_truncated": "drop",
+                "retry_max_new_tokens": self.inference.max_new_tokens,
+                "top_logits": self.top_logits,
+                "store": STORE_PATH,
+            }
+        )
+
+
+def label_job(config_path: str, out_path: str, logits_out_path: str | None = None) -> str:
+    """Write the labelled records of a job, old and new, and say in one line how many.
+
+    Old are those of `dataset.labeled_path`, new are the instructions that it lacks, with the teacher's
+    answers; an answer cut at the limit, an empty and a refused one are left out and counted. Of the
+    config's own files none is written. All records are held in memory, as in EasyDistill.
+
+    Args:
+        logits_out_path: gets the teacher's likeliest tokens for each written record; for `kd_white_box`.
+
+    Raises:
+        EmptyDataError: there is nothing to train on; no file is written.
+        EngineGone: the teacher is gone for good; run again, what was answered is not asked twice.
+        FileNotFoundError: neither of the two files is there.
+        ValueError, OSError: the config, a file or the teacher is at fault; one line.
+    """
+    job = read_label_job(config_path)
+    _check_targets(job, out_path, logits_out_path)
+    labeled, lacking = _records(job)
+    with _in_the_configs_words(job):
+        _check_top_logits(job)  # before any answer is paid for
+        new, dropped = _label(job, lacking) if lacking else ([], {})
+    told = _told(labeled, new, dropped)
+    if not labeled and not new:
+        raise EmptyDataError(f"{config_path}: nothing to train on: {told}; see to its data or inference keys")
+    save_json(out_path, [*labeled, *new])
+    if logits_out_path is not None:
+        _write_top_logits(job, out_path, logits_out_path)
+    return f"label_job: {told}, all in {out_path}"
+
+
+def read_label_job(path: str) -> LabelJob:
+    """Return the config as a labelling job.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or malformed, or a key is missing, unknown, or
+            of no use to this type of job; the key is named, a secret is not.
+    """
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: found {type(config).__name__}, expected an object")
+    keys = INFERENCE.get(str(config.get("job_type")))
+    if keys is None:
+        found, known = repr(config.get("job_type")), ", ".join(INFERENCE)
+        raise ValueError(f"{path}: job_type: found {found}, expected one that labels: {known}")
+    job = LabelJob(
+        path=str(path),
+        dataset=_section(path, config, "dataset", DatasetKeys),
+        models=_section(path, config, "models", ModelKeys),
+        inference=_section(path, config, "inference", keys),
+    )
+    limit = job.inference.max_new_tokens
+    if job.max_model_len is not None and job.max_model_len <= limit:
+        raise ValueError(
+            f"{path}: inference.max_model_len: found {job.max_model_len}, expected more than"
+            f" inference.max_new_tokens ({limit}), or no prompt fits"
+        )
+    return job
+
+
+def _section(path: str, config: dict[str, Any], name: str, model: type[SectionType]) -> SectionType:
+    section = config.get(name, {})
+    if not isinstance(section, dict):
+        raise ValueError(f"{path}: {name}: found {type(section).__name__}, expected an object")
+    try:
+        return model.model_validate(section)
+    except ValidationError as err:
+        raise ValueError(f"{path}: {name}.{_fault(model, err)}") from None
+
+
+def _fault(model: type[Section], err: ValidationError) -> str:
+    """Return what is wrong with the first key at fault; values of `api_key` are never shown."""
+    fault = err.errors()[0]
+    key = str(fault["loc"][0])
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it"
+    if fault["type"] != "extra_forbidden":
+        kind = type(fault["input"]).__name__
+        found = kind if key == "api_key" else f"{fault['input']!r} ({kind})"
+        return f"{key}: found {found}: {fault['msg'].lower()}"
+    homes = [job for job, keys in INFERENCE.items() if key in keys.model_fields]
+    if issubclass(model, InferenceKeys) and homes:
+        return f"{key}: found in a job that has no use for it, expected in {' or '.join(homes)}; remove it"
+    near = get_close_matches(key, list(model.model_fields), n=1, cutoff=0)[0]
+    return f"{key}: unknown key; did you mean {near}?"
+
+
+def _check_targets(job: LabelJob, out_path: str, logits_out_path: str | None) -> None:
+    """Make sure that nothing of the config's is overwritten, and that what it asks for has a place."""
+    own = {Path(p).resolve() for p in (job.path, job.dataset.labeled_path, job.dataset.instruction_path) if p}
+    for path in filter(None, (out_path, logits_out_path)):
+        if Path(path).resolve() in own:
+            raise ValueError(f"{path}: a file that {job.path} reads or writes, expected another; name one")
+        own.add(Path(path).resolve())
+    if job.top_logits and logits_out_path is None:
+        raise ValueError(f"{job.path}: job_type kd_white_box writes log-probabilities; add --logits-out PATH")
+    if logits_out_path is not None and not job.top_logits:
+        raise ValueError(f"--logits-out: {job.path} is no kd_white_box, which alone has them; leave it out")
+
+
+def _records(job: LabelJob) -> tuple[list[Record], list[Record]]:
+    """Return the labelled records, and the instructions without one, in their files' order."""
+    sources = job.dataset.labeled_path, job.dataset.instruction_path
+    labeled = _read_items(sources[0], RECORD_FIELDS)
+    asked = _read_items(sources[1], PROMPT_FIELDS) if sources[1] else None
+    if labeled is None and asked is None:
+        named = f" nor {sources[1]} (dataset.instruction_path)" if sources[1] else ""
+        raise FileNotFoundError(
+            f"{job.path}: found no file at {sources[0]} (dataset.labeled_path){named}; mend the paths"
+        )
+    there = {_words(record) for record in labeled or ()}
+    return labeled or [], [record for record in asked or () if _words(record) not in there]
+
+
+def _read_items(path: str, fields: tuple[str, ...]) -> list[Record] | None:
+    """Return the records of a JSON list with these fields alone; None where there is no file."""
+    if not Path(path).exists():
+        return None
+    items = read_json(path)
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: found {type(items).__name__}, expected a list of records")
+    return [_as_record(path, number, item, fields) for number, item in enumerate(items)]
+
+
+def _as_record(path: str, number: int, item: Any, fields: tuple[str, ...]) -> Record:
+    if not isinstance(item, dict):
+        raise ValueError(f"{path}: record {number} is {type(item).__name__}, expected an object")
+    record = {"input": "", **item}  # EasyDistill's own files have no input
+    for field in fields:
+        if field not in record:
+            keys = ", ".join(item) or "none"
+            raise ValueError(f'{path}: record {number} has no "{field}" (keys: {keys}); add it or drop it')
+        if not isinstance(record[field], str):
+            found = type(record[field]).__name__
+            raise ValueError(f'{path}: record {number}: "{field}" is {found}, expected text')
+    return {field: record[field] for field in fields}
+
+
+def _words(record: Record) -> tuple[str, str]:
+    """Return what a prompt is made of: records that are alike in it are one instruction."""
+    return record["instruction"].strip(), record["input"].strip()
+
+
+def _label(job: LabelJob, items: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
+    """Return the records that got a whole answer, and how many got none, by reason."""
+    with closing(_open(job)) as engine, AnswerStore(STORE_PATH) as store:
+        fitting = _fitting(job, engine, items)
+
+        def prompts() -> Iterator[str]:
+            return (_rendered(engine, item) for item in fitting)
+
+        fill_store(engine, prompts, job.sampling, store, total=len(fitting), label="label", log_path=LOG_PATH)
+        answers = list(read_answers(engine, prompts(), job.sampling, store))
+    kept, counts = select_answers(fitting, answers, "drop")
+    return kept, {**counts["dropped"], TOO_LONG: len(items) - len(fitting)}
+
+
+def _open(job: LabelJob) -> Engine:
+    keys = job.inference
+    if isinstance(keys, ApiKeys):
+        from distill_app.labeling.endpoint import Endpoint
+
+        key = "" if PLACEHOLDER.fullmatch(keys.api_key.strip()) else keys.api_key
+        return Endpoint(
+            job.models.teacher, keys.base_url, CONCURRENCY, system_prompt=keys.system_prompt, api_key=key
+        )
+    return open_engine(job.params(), keys.model_dump(include=VLLM_KEYS, exclude_none=True))
+
+
+def _fitting(job: LabelJob, engine: Engine, items: Sequence[Record]) -> Sequence[Record]:
+    """Return the items whose prompt leaves room for a whole answer.
+
+    The engines are not left to refuse the others: the store keeps a refusal, and its key knows no
+    `max_model_len`.
+    """
+    if job.max_model_len is None:
+        return items
+    tokenizer = load_tokenizer(job.models.teacher)
+    longest = job.max_model_len - job.inference.max_new_tokens
+
+    def tokens(item: Record) -> int:
+        return len(tokenizer(_rendered(engine, item), add_special_tokens=False)["input_ids"])
+
+    return [item for item in items if tokens(item) <= longest]
+
+
+def _rendered(engine: Engine, item: Record) -> str:
+    return engine.render(item["instruction"], item["input"], "system1")
+
+
+def _gpu_count() -> int:
+    """Return over how many GPUs a teacher is spread: all, as in EasyDistill."""
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def _check_top_logits(job: LabelJob) -> None:
+    if job.top_logits:
+        from distill_app.labeling.logits import check_top_logits  # vLLM's environment may lack its pyarrow
+
+        check_top_logits(job.params())
+
+
+def _write_top_logits(job: LabelJob, labeled_path: str, logits_path: str) -> None:
+    from distill_app.labeling.logits import write_top_logits
+
+    with _in_the_configs_words(job):
+        write_top_logits(job.params(), labeled_path, logits_path, LOG_PATH)
+
+
+@contextmanager
+def _in_the_configs_words(job: LabelJob) -> Iterator[None]:
+    """Name the config and its keys in errors of what speaks of the stage's params."""
+    try:
+        yield
+    except (ValueError, ImportError) as err:
+        text = one_line(err).replace("label.top_logits", "inference.top_logits_num")
+        text = text.replace("label.engine", "inference.engine")
+        if "trust_remote_code" in text:  # transformers' words for a model with code of its own
+            text = (
+                f"{job.models.teacher}: needs code of its own, which is not run in process; take"
+                " inference.engine vllm, or a server and kd_black_box_api"
+            )
+        raise ValueError(f"{job.path}: {text}") from err
+
+
+def _told(labeled: Sequence[Record], new: Sequence[Record], dropped: dict[str, int]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    left_out = f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
+    return f"{len(labeled)} records were there, {len(new)} labelled now, {left_out}"

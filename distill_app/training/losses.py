@@ -1,0 +1,189 @@
+"""The loss of a response's tokens: cross-entropy on the words, mixed with KL to the teacher's distribution.
+
+The output layer runs where there is a label and nowhere else, a chunk at a time, and its gradient is taken
+in the forward pass: so the scores of a whole batch, `(tokens, vocabulary)`, never exist at once.
+Source of the chunking: Hsu et al., Liger Kernel, arXiv:2410.10989, section 3.2.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+CHUNK_TOKENS = 128  # whose scores exist at once in float32: 25 MB a copy at 49,152 words
+GROUP_TOKENS = 1024  # whose slopes exist at once in the model's type: one product with the states for all
+Divergence = Literal["forward_kld", "reverse_kld"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised for each token: `(1 - kd_ratio) * cross-entropy + kd_ratio * KL`.
+
+    Args:
+        kd_ratio: 0 learns from words alone. Where a token has no distribution of the teacher's, its word
+            counts alone and in full.
+        divergence: "forward_kld" is KL(teacher || student), "reverse_kld" KL(student || teacher).
+        temperature: both distributions are flattened by it, and the KL multiplied by its square
+            (Hinton et al., arXiv:1503.02531).
+        vocab_size: scores beyond the vocabulary that teacher and student share are padding of the output
+            layer and take no part in the KL; None where there is no teacher.
+    """
+
+    kd_ratio: float = 0.0
+    divergence: Divergence = "forward_kld"
+    temperature: float = 1.0
+    vocab_size: int | None = None
+    label_smoothing: float = 0.0
+    by_confidence: bool = False  # DFT: each word weighs what the student gives it, arXiv:2508.05629
+    softcap: float | None = None  # of the model's own scores, as in Gemma 2
+
+    def token_losses(self, scores: Tensor, targets: Tensor, teacher: "Teacher | None" = None) -> Tensor:
+        """Return `(tokens,)` losses of float scores `(tokens, vocabulary)`."""
+        if self.softcap:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        words = cross_entropy(scores, targets, reduction="none", label_smoothing=self.label_smoothing)
+        if self.by_confidence:
+            words = words * torch.exp(-words.detach())
+        if teacher is None or not self.kd_ratio:
+            return words
+        mixed = (1 - self.kd_ratio) * words + self.kd_ratio * self.divergences(scores, teacher)
+        return torch.where(teacher.known, mixed, words)
+
+    def losses_and_slopes(
+        self, scores: Tensor, targets: Tensor, teacher: "Teacher | None", with_slopes: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `token_losses` and their derivatives by the scores, in place of which they may come."""
+        if self.is_plain and (teacher is None or not self.kd_ratio):  # by hand in half of autograd's time
+            logs = scores.log_softmax(-1)
+            places = targets[:, None]
+            losses = -logs.gather(1, places)[:, 0]
+            return losses, logs.exp_().scatter_add_(1, places, logs.new_full((), -1).expand(places.shape))
+        with torch.enable_grad():
+            losses = self.token_losses(scores.requires_grad_(with_slopes), targets, teacher)
+        slopes = torch.autograd.grad(losses.sum(), scores)[0] if with_slopes else None
+        return losses.detach(), slopes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether words count by cross-entropy alone."""
+        return not (self.label_smoothing or self.by_confidence or self.softcap)
+
+    def divergences(self, scores: Tensor, teacher: "Teacher") -> Tensor:
+        """Return `(tokens,)` divergences over the teacher's K likeliest tokens and all others as one.
+
+        Lumping can only lower a KL, and to zero only where the K probabilities agree and so does their sum.
+        """
+        student = scores[:, : self.vocab_size].log_softmax(-1)
+        likeliest = student.gather(1, teacher.ids)
+        others = student.scatter(1, teacher.ids, float("-inf")).logsumexp(-1, keepdim=True)
+        log_q = (torch.cat([likeliest, others], 1) / self.temperature).log_softmax(-1)
+        log_p = (torch.cat([teacher.logprobs, teacher.tail[:, None]], 1) / self.temperature).log_softmax(-1)
+        of, to = (log_p, log_q) if self.divergence == "forward_kld" else (log_q, log_p)
+        return (of.exp() * (of - to)).sum(-1) * self.temperature**2
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher's distribution for each of `tokens` labels, natural logarithms in float32.
+
+    Args:
+        ids, logprobs: `(tokens, K)`, its likeliest tokens.
+        tail: `(tokens,)`, the mass of all others.
+        known: `(tokens,)`, False where there is none and the row means nothing.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    tail: Tensor
+    known: Tensor
+
+    def __getitem__(self, part: Any) -> "Teacher":
+        return Teacher(self.ids[part], self.logprobs[part], self.tail[part], self.known[part])
+
+
+def summed_loss(
+    hidden: Tensor,
+    layer: torch.nn.Module,
+    targets: Tensor,
+    objective: Objective,
+    teacher: Teacher | None = None,
+    scale: Tensor | float = 1.0,
+) -> Tensor:
+    """Return `scale` times the sum of the tokens' losses.
+
+    Args:
+        hidden: `(tokens, width)`, the states that predict `targets`.
+        layer: the output layer, with `weight` `(vocabulary, width)` and perhaps `bias`.
+    """
+    bias = getattr(layer, "bias", None)
+    loss: Tensor = _ChunkedLoss.apply(hidden, layer.weight, bias, targets, objective, teacher, scale)
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        objective: Objective,
+        teacher: Teacher | None,
+        scale: Tensor | float,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad
+        total = torch.zeros((), device=hidden.device)
+        grads = _Gradients(hidden, weight, bias) if any(wanted[:3]) else None
+        for group in _spans(0, len(hidden), GROUP_TOKENS):
+            slopes = hidden.new_empty(group.stop - group.start, len(weight)) if grads else None
+            for part in _spans(group.start, group.stop, CHUNK_TOKENS):
+                scores = torch.nn.functional.linear(hidden[part], weight, bias).float()
+                losses, slope = objective.losses_and_slopes(
+                    scores, targets[part], teacher[part] if teacher else None, grads is not None
+                )
+                total += losses.sum() * scale
+                if slopes is not None and slope is not None:
+                    slopes[part.start - group.start : part.stop - group.start] = slope.mul_(scale)
+            if grads and slopes is not None:
+                grads.add(group, slopes, wanted)
+        ctx.grads = grads
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        given = [None if g is None else g * grad_outputs[0] for g in (grads.hidden, grads.weight, grads.bias)]
+        return (*given, None, None, None, None)
+
+
+class _Gradients:
+    """The gradients of states and output layer, added up over groups of tokens."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.states, self.layer, self.offset = hidden, weight, bias
+        self.hidden = torch.empty_like(hidden)
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def add(self, group: slice, slopes: Tensor, wanted: tuple[bool, ...]) -> None:
+        """Add what the losses' slopes by the scores, `(group, vocabulary)`, make of the group's states."""
+        self.hidden[group] = slopes @ self.layer.to(slopes.dtype)
+        if wanted[1]:
+            product = slopes.T @ self.states[group]
+            # In float32 where there are several: a sum over many loses what bfloat16 cannot hold
+            self.weight = product if self.weight is None else self.weight.float().add_(product)
+            if group.stop == len(self.states):
+                self.weight = self.weight.to(self.layer.dtype)
+        if wanted[2] and self.offset is not None:
+            self.bias = slopes.float().sum(0) + (0 if self.bias is None else self.bias)
+            if group.stop == len(self.states):
+                self.bias = self.bias.to(self.offset.dtype)
+
+
+def _spans(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
