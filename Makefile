@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray
+.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray bench-train bench-white-box
 
 repro: .venv/installed
 	@$(ENV) dvc repro
@@ -43,6 +43,12 @@ bench-invariance: .venv/installed models/base/teacher
 
 bench-ray: .venv/installed models/base/teacher
 	$(call BENCH,ray_labels)
+
+bench-train: .venv/installed models/base/teacher
+	$(call BENCH,train)
+
+bench-white-box: .venv/installed
+	$(ENV) python benchmarks/white_box.py
 
 models/base/teacher: | .venv/installed
 	$(ENV) dvc repro base_models

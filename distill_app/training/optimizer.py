@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 2**22  # parameters moved at a time, so that the float32 copies are small
+PIECE = 2**20  # parameters moved at a time: the float32 copies stay small and near the processor
 LOWEST, HIGHEST = -(2**15), 2**15 - 1  # of the rest; a tie rounded down would need 2**15, one bit too far
 
 
@@ -72,9 +72,8 @@ class SplitAdamW(torch.optim.Optimizer):
                 maximize=False,
             )
             average.copy_(first)
-            rounded, left = split(value)
-            weights.copy_(rounded)
-            rest.copy_(left)
+            weights.copy_(value)
+            rest.copy_(rest_of(value, weights))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state in the types it was saved in; torch would round it to the parameters' type."""
@@ -86,11 +85,9 @@ class SplitAdamW(torch.optim.Optimizer):
             self.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
 
 
-def split(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a float32 tensor as bfloat16, rounded to nearest, and the int16 rest of its bits."""
-    rounded = value.to(torch.bfloat16)
-    rest = value.view(torch.int32) - _bits(rounded)
-    return rounded, rest.clamp_(LOWEST, HIGHEST).to(torch.int16)
+def rest_of(value: Tensor, rounded: Tensor) -> Tensor:
+    """Return the bits of a float32 tensor that its bfloat16 lacks, as int32 that fits int16."""
+    return (value.view(torch.int32) - _bits(rounded)).clamp_(LOWEST, HIGHEST)
 
 
 def joined(rounded: Tensor, rest: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Several examples in one row without padding, and an attention that keeps each to itself."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 ATTENTION = "distill_packed"
 FLASH = "flash_attention_2"  # knows packed rows by itself
+BLOCK_TOKENS = 128
+RECOMPUTED_FROM = 1024  # tokens whose attention weights are computed again for the gradient, not kept
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[list[int]]:
@@ -117,12 +120,9 @@ def _attend(
     softcap: float | None,
 ) -> Tensor:
     tokens = query.shape[2]
-    hidden = None
-    if window is not None and window < tokens:
-        ages = torch.arange(tokens, device=query.device)
-        ages = ages[:, None] - ages
-        hidden = (ages < 0) | (ages >= window)
+    look = Look(query.shape[3] ** -0.5 if scaling is None else scaling, dropout, window, softcap)
     if softcap is None and query.device.type != "cpu":
+        hidden = None if window is None or window >= tokens else _hidden(0, tokens, look, query.device)[1]
         return scaled_dot_product_attention(
             query,
             key,
@@ -133,35 +133,54 @@ def _attend(
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-    # The weights, `(heads, tokens, tokens)`, are computed again for the gradient rather than kept
+    if tokens < RECOMPUTED_FROM:
+        return _attend_in_blocks(query, key, value, look)
     seen: Tensor = checkpoint(
-        _plain_attention,
-        *(query, key, value, scaling, dropout, hidden, softcap),
-        use_reentrant=False,
-        preserve_rng_state=dropout > 0,
+        _attend_in_blocks, query, key, value, look, use_reentrant=False, preserve_rng_state=dropout > 0
     )
     return seen
 
 
-def _plain_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    dropout: float,
-    hidden: Tensor | None,
-    softcap: float | None,
-) -> Tensor:
-    """Two batched products: on a CPU, at the lengths of a response, twice the fused kernel's speed."""
+@dataclass(frozen=True)
+class Look:
+    """What a token sees of those before it, and how."""
+
+    scaling: float
+    dropout: float
+    window: int | None
+    softcap: float | None
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
+    """Two batched products for each block of queries over the keys before its end.
+
+    On a CPU, at the lengths of a response, three times as fast as the fused kernel, forth and back.
+    """
     _, heads, tokens, size = query.shape
     kv_heads = key.shape[1]
-    if hidden is None:
-        hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
-    asked = query.reshape(kv_heads, -1, size) * (size**-0.5 if scaling is None else scaling)
-    scores = torch.bmm(asked, key[0].transpose(1, 2)).view(heads, tokens, tokens)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(hidden, float("-inf"))
-    weights = torch.softmax(scores, -1)  # a CPU sums in float32 whatever the type
-    weights = torch.nn.functional.dropout(weights, dropout, training=dropout > 0)
-    return torch.bmm(weights.view(kv_heads, -1, tokens), value[0]).view(1, heads, tokens, size)
+    asked = query[0] * look.scaling
+    seen = []
+    for start in range(0, tokens, BLOCK_TOKENS):
+        end = min(start + BLOCK_TOKENS, tokens)
+        first, hidden = _hidden(start, end, look, query.device)
+        mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
+        mask = mask.masked_fill_(hidden, float("-inf")).repeat(heads // kv_heads, 1)
+        part = asked[:, start:end].reshape(kv_heads, -1, size)
+        keys = key[0, :, first:end].transpose(1, 2)
+        if look.softcap is None:
+            scores = torch.baddbmm(mask, part, keys)
+        else:
+            scores = torch.tanh(torch.bmm(part, keys) / look.softcap) * look.softcap + mask
+        weights = torch.softmax(scores, -1)  # a CPU sums in float32 whatever the type
+        if look.dropout:
+            weights = torch.nn.functional.dropout(weights, look.dropout)
+        seen.append(torch.bmm(weights, value[0, :, first:end]).view(1, heads, end - start, size))
+    return torch.cat(seen, 2)
+
+
+def _hidden(start: int, end: int, look: Look, device: torch.device) -> tuple[int, Tensor]:
+    """Return the first key that queries from `start` to `end` may see, and of the keys from there to `end`
+    those that each may not, `(queries, keys)`."""
+    first = 0 if look.window is None else max(0, start - look.window + 1)
+    ages = torch.arange(start, end, device=device)[:, None] - torch.arange(first, end, device=device)
+    return first, ages < 0 if look.window is None else (ages < 0) | (ages >= look.window)
