@@ -310,7 +310,6 @@ def test_a_record_that_its_template_does_not_render_is_a_failure(install, capfd)
         ({"peft": {"r": 8}}, "peft: EasyDistill 1.0 does not know it"),
         ({"accelerate": "ddp"}, "accelerate: EasyDistill 1.0 does not know it"),
         ({"models": {"student": "x", "quantization": "4bit"}}, "models.quantization: EasyDistill 1.0"),
-        ({"validation": {"fraction": 0.1}}, "validation.fraction: EasyDistill 1.0 does not know it"),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_it_starts(install, sections, told, capfd):

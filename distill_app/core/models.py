@@ -216,8 +216,11 @@ def load_tokenizer(model_name: str, revision: str | None = None) -> Tokenizer:
 
 
 def quiet_transformers() -> None:
-    """Turn off transformers' progress bars, which drown a stage's own lines."""
-    from transformers.utils import logging
+    """Turn off transformers' progress bars and bitsandbytes' hints, which drown a stage's own lines."""
+    import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -76,7 +76,6 @@ def refusal(config: dict[str, Any]) -> str | None:
     asked = {
         **{key: config.get(key) for key in ("lora", "peft", "accelerate")},
         "models.quantization": config["models"].get("quantization", "none") != "none",
-        "validation.fraction": (config.get("validation") or {}).get("fraction"),
     }
     for key, value in asked.items():
         if value:
@@ -95,6 +94,8 @@ def run_real(config: dict[str, Any]) -> None:
     """
     if reason := refusal(config):
         raise ValueError(reason)
+    if (config.get("validation") or {}).get("fraction"):
+        print("easydistill: validation: unknown to it; it trains on all records", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="easydistill-", dir=_folder_without_space()) as folder:
         scratch = Path(folder)
         template = _read_template(config["dataset"].get("template"))

@@ -207,6 +207,7 @@ def sft_arguments(job: Job, work_dir: str, has_validation: bool = False) -> Any:
         "data_seed": job.dataset.seed,
         "save_steps": 1000,
         "dataloader_pin_memory": has_gpu,
+        "ddp_find_unused_parameters": False,
         **_in_current_names(job, {field.name for field in dataclasses.fields(SFTConfig)}),
     }
     _refuse_idle_fields(job, {f.name for f in dataclasses.fields(TrainingArguments)})

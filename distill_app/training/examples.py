@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import jinja2
@@ -14,7 +15,7 @@ from distill_app.core.models import Tokenizer
 from distill_app.core.prompts import chat_template, user_content
 
 NO_LOSS = -100
-UNLIKE_TOKENS = 2  # at an answer's head, where the student's prompt ends otherwise than the teacher's
+UNLIKE_TOKENS = 16  # of an answer's first word, at most
 
 
 @dataclass(frozen=True)
@@ -157,34 +158,40 @@ def _place(record: Record, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def with_teacher(examples: Sequence[Example], logits: TopLogits, path: str, count: int) -> list[Example]:
+def with_teacher(
+    examples: Sequence[Example], logits: TopLogits, tokenizer: Tokenizer, count: int
+) -> list[Example]:
     """Return the examples with the place of each response among the teacher's distributions.
 
-    The teacher's own prompt may end otherwise than the student's ("Assistant:" wants a blank before the
-    answer), so the first tokens of the two may differ; the rest must be the same, token by token.
+    The teacher's prompt may end otherwise than the student's ("Assistant:" wants a blank before the answer),
+    so the two may cut the first word into other tokens; from there on they are the same.
+
+    Args:
+        count: records in the labelled file.
 
     Raises:
         ValueError: the distributions belong to other records; the record's number, from 0.
     """
     if len(logits) != count:
         raise ValueError(
-            f"dataset.logits_path: {path}: found the teacher's distributions of {len(logits)} records,"
-            f" expected {count}; label again with label.top_logits"
+            f"{logits.path}: found the teacher's distributions of {len(logits)} records, expected {count};"
+            " label again with label.top_logits"
         )
-    return [_aligned(example, logits, path) for example in examples]
+    return [_aligned(example, logits, tokenizer) for example in examples]
 
 
-def _aligned(example: Example, logits: TopLogits, path: str) -> Example:
+def _aligned(example: Example, logits: TopLogits, tokenizer: Tokenizer) -> Example:
     theirs = logits[example.row].tokens.tolist()
-    start = next((n for n, label in enumerate(example.labels) if label != NO_LOSS), len(example.labels))
+    start = next(n for n, label in enumerate(example.labels) if label != NO_LOSS)
     ours = example.input_ids[start:]
-    # A cut response lacks its end, so it is compared from its head
-    for skipped in range(UNLIKE_TOKENS + 1):
-        for offset in range(UNLIKE_TOKENS + 1):
+    said, meant = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (theirs, ours))
+    # A response that was cut has lost its end, and perhaps half of a letter
+    if said == meant or (ours[-1] != theirs[-1] and said.startswith(meant.rstrip("\ufffd"))):
+        for skipped, offset in product(range(UNLIKE_TOKENS), repeat=2):
             rest = ours[skipped:]
             if rest == theirs[offset : offset + len(rest)]:
                 return Example(example.input_ids, example.labels, example.row, len(rest), offset)
     raise ValueError(
-        f"dataset.logits_path: {path}: record {example.row}: the teacher's distributions are of other tokens"
-        f" than this answer's ({len(theirs)} and {len(ours)}); label again with label.top_logits"
+        f"{logits.path}: record {example.row}: the teacher's distributions are of another answer"
+        f" ({said[:40]!r}, expected {meant[:40]!r}); label again with label.top_logits"
     )

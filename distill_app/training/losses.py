@@ -63,7 +63,7 @@ class Objective:
             return losses, logs.exp_().scatter_add_(1, places, logs.new_full((), -1).expand(places.shape))
         with torch.enable_grad():
             losses = self.token_losses(scores.requires_grad_(with_slopes), targets, teacher)
-        slopes = torch.autograd.grad(losses.sum(), scores)[0] if with_slopes else None
+            slopes = torch.autograd.grad(losses.sum(), scores)[0] if with_slopes else None
         return losses.detach(), slopes
 
     @property

@@ -105,8 +105,7 @@ def _examples(job: Job, tokenizer: Tokenizer, template: Template, logits: TopLog
             f" tokens and {len(examples.validation)} held out; raise training.max_length"
         )
     if logits is not None:
-        where = str(job.dataset.logits_path)
-        examples.train = with_teacher(examples.train, logits, where, len(records))
+        examples.train = with_teacher(examples.train, logits, tokenizer, len(records))
     if _rank() == 0:
         tokens = sum(len(e.input_ids) for e in examples.train)
         line = f"training: {len(examples.train)} examples, {tokens} tokens"
