@@ -7,7 +7,7 @@ from distill_app.easydistill.run import train_with_config
 def main() -> None:
     """Train System 1."""
     metrics = train_with_config("configs/system1.json", "metrics/train_s1.json")
-    print(f"train_s1: models/system1,", ", ".join(f"{name} {value}" for name, value in metrics.items()))
+    print("train_s1: models/system1,", ", ".join(f"{name} {value}" for name, value in metrics.items()))
 
 
 if __name__ == "__main__":

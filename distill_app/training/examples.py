@@ -138,8 +138,8 @@ def build_examples(
         head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         tail = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         ids = head + tail
-        # Nothing comes before the first token that could predict it
-        labels = [NO_LOSS] * len(head) + tail if response_only else [NO_LOSS, *ids[1:]]
+        labels = [NO_LOSS] * len(head) + tail if response_only else list(ids)
+        labels[0] = NO_LOSS  # nothing comes before the first token that could predict it
         if max_length is not None and len(ids) > max_length:
             if not cut_too_long or len(head) >= max_length:
                 found.dropped += 1
