@@ -22,6 +22,9 @@ def load_with_adapters(job: Job) -> Model:
     model, _ = load_trainable(job.models.student, True, job.models.quantization)
     if job.models.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():  # 4 bit on a CPU has a layout for inference, without gradients
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     try:
         return get_peft_model(model, config)
     except ValueError as err:

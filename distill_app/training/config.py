@@ -274,7 +274,8 @@ def _in_current_names(job: Job, valid: set[str]) -> dict[str, Any]:
 def _refuse_idle_fields(job: Job, general: set[str]) -> None:
     """Raise ValueError for a field of SFTConfig's own that the built-in trainer would not act on."""
     for key in job.training:
-        if key == "use_liger_kernel" or key not in {*general, *SFT_FIELDS, *RENAMED}:
+        patches_model = key == "use_liger_kernel" and job.training[key]
+        if patches_model or key not in {*general, *SFT_FIELDS, *RENAMED}:
             raise ValueError(
                 f"{job.path}: training.{key}: has no effect in the built-in trainer (records, template and"
                 " tokenizer come from `dataset` and `models`); remove it"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from distill_app.core.logits import TAIL_FLOOR
+
 CHUNK_TOKENS = 128  # whose scores exist at once in float32: 25 MB a copy at 49,152 words
 GROUP_TOKENS = 1024  # whose slopes exist at once in the model's type: one product with the states for all
 Divergence = Literal["forward_kld", "reverse_kld"]
@@ -79,6 +81,7 @@ class Objective:
         student = scores[:, : self.vocab_size].log_softmax(-1)
         likeliest = student.gather(1, teacher.ids)
         others = student.scatter(1, teacher.ids, float("-inf")).logsumexp(-1, keepdim=True)
+        others = others.clamp(min=TAIL_FLOOR)  # as in the file; nothing may be left where K is all
         log_q = (torch.cat([likeliest, others], 1) / self.temperature).log_softmax(-1)
         log_p = (torch.cat([teacher.logprobs, teacher.tail[:, None]], 1) / self.temperature).log_softmax(-1)
         of, to = (log_p, log_q) if self.divergence == "forward_kld" else (log_q, log_p)

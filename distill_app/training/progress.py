@@ -22,9 +22,11 @@ class Progress(TrainerCallback):
         self.first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock; end a training that has nothing left to do."""
         self.start = self.reported = time.monotonic()
         self.first = state.global_step
+        if state.global_step == state.max_steps:  # it goes on from the very last checkpoint
+            control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the last evaluation and checkpoint, from which the best is chosen."""
@@ -52,6 +54,26 @@ class Progress(TrainerCallback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class Patience(TrainerCallback):
+    """Ends a training after so many evaluations without a better loss.
+
+    It counts them in the log, which a checkpoint holds: a resumed training ends where an unbroken one does.
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        self.evaluations = evaluations
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End a training that goes on from the checkpoint at which it had ended."""
+        self.on_evaluate(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count again."""
+        losses = list({e["step"]: e["eval_loss"] for e in state.log_history if "eval_loss" in e}.values())
+        if losses and len(losses) - losses.index(min(losses)) > self.evaluations:
+            control.should_training_stop = True
 
 
 def loss_curve(log: list[dict[str, Any]], every: int) -> list[tuple[int, float]]:

@@ -53,9 +53,10 @@ def _unplaced(path: str) -> str:
 
 
 def model_digest(model: str) -> str | None:
-    """Return the SHA-256 over a local checkpoint's weight files; None for a model of the Hub."""
-    weights = sorted(Path(model).glob("*.safetensors"))
-    return _digest(weights) if weights else None
+    """Return the SHA-256 over a local checkpoint's weights, config and tokenizer; None for the Hub's."""
+    parts = ("*.safetensors", "config.json", "tokenizer*")
+    files = sorted(path for part in parts for path in Path(model).glob(part))
+    return _digest(files) if files else None
 
 
 def file_digest(path: str | Path) -> str:

@@ -120,10 +120,10 @@ def _examples(job: Job, tokenizer: Tokenizer, template: Template, logits: TopLog
 
 def _fit(job: Job, tokenizer: Tokenizer, examples: Examples, logits: TopLogits | None, work: Path) -> Any:
     """Train, from the last whole checkpoint if there is one; return the trainer with the best weights."""
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers import PrinterCallback
 
     from distill_app.training.batches import Collator
-    from distill_app.training.progress import Progress
+    from distill_app.training.progress import Patience, Progress
     from distill_app.training.trainer import DistillationTrainer, check_output_layer, set_deterministic
     from distill_app.training.work import Checkpoints, last_checkpoint
 
@@ -151,7 +151,7 @@ def _fit(job: Job, tokenizer: Tokenizer, examples: Examples, logits: TopLogits |
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(lambda: trainer.tokens_seen, bool(examples.validation)))
     if job.validation.patience and examples.validation:
-        trainer.add_callback(EarlyStoppingCallback(job.validation.patience))
+        trainer.add_callback(Patience(job.validation.patience))
     checkpoint = last_checkpoint(work)
     if checkpoint and _rank() == 0:
         print(f"training: going on from {checkpoint.name}", file=sys.stderr, flush=True)
@@ -174,6 +174,9 @@ def _finished(job: Job, trainer: Any, work: Path) -> Model:
         trainer.accelerator.wait_for_everyone()
         return load_trainable(str(work / "gathered"))[0] if _rank() == 0 else None
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    # The moments have done their work; saving needs memory of its own
+    trainer.optimizer = trainer.callback_handler.optimizer = None
+    trainer.accelerator.free_memory()
     if job.lora:
         from distill_app.training.adapters import merged
 
@@ -192,6 +195,5 @@ def _save_records(job: Job, state: Any, folder: Path) -> None:
         save_text(folder / f"{name}.csv", "\n".join(lines) + "\n")
     metrics: dict[str, float] = {"steps": state.global_step, "training_loss": training[-1][1]}
     if validation:
-        best = min(validation, key=lambda point: point[1])
-        metrics |= {"validation_loss": best[1], "best_step": best[0]}
+        metrics |= {"validation_loss": round(state.best_metric, 4), "best_step": state.best_global_step}
     save_json(folder / "metrics.json", metrics)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
-from distill_app.training.batches import Batch, parts_of, rounded_up
+from distill_app.training.batches import Batch, Collator, parts_of, rounded_up
 from distill_app.training.examples import NO_LOSS, Example
 from distill_app.training.losses import Objective, Teacher, summed_loss
 from distill_app.training.optimizer import SplitAdamW
@@ -51,6 +51,11 @@ class DistillationTrainer(Trainer):
         self.words = Objective(softcap=objective.softcap)
         self.tokens_seen = 0
 
+    def _run_epoch(self, **options: Any) -> None:  # type: ignore[override]
+        """Leave out an epoch that a callback has ended before its first step."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**options)
+
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Add the gradients of a device's examples of a step, part by part; return their loss."""
         model.train()
@@ -83,17 +88,17 @@ class DistillationTrainer(Trainer):
     ) -> dict[str, float]:
         """Return the loss a token on the held-out examples' words, each weighing the same."""
         examples: list[Any] = eval_dataset or self.eval_dataset  # type: ignore[assignment]
-        # Where there are more devices than examples, the idle ones take part without counting
-        idle = len(examples) <= self.args.process_index
-        mine = examples[:1] if idle else examples[self.args.process_index :: self.args.world_size]
+        # As many on every device: those that are short of one take part with one that does not count
+        uncounted = Example(examples[0].input_ids, [NO_LOSS] * len(examples[0].labels), examples[0].row)
+        padded = [*examples, *[uncounted] * (-len(examples) % self.args.world_size)]
+        mine = padded[self.args.process_index :: self.args.world_size]
         self.model_wrapped.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        batch = self._prepare_inputs(self.data_collator(mine))
+        batch = self._prepare_inputs(Collator()(mine))
         with torch.no_grad(), self.compute_loss_context_manager():
             for part in self._parts(batch):
                 outputs = self.model_wrapped(**part, distill_objective=self.words)
-                if not idle:
-                    sums += torch.tensor([outputs.loss.item(), _labels(part).item()], dtype=torch.float64)
+                sums += torch.tensor([outputs.loss.item(), _labels(part).item()], dtype=torch.float64)
         loss, labels = self.accelerator.reduce(sums.to(self.args.device, torch.float32), "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / max(labels, 1)}
         self.log(metrics)

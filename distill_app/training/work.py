@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import TrainerCallback
 
 from distill_app.core.files import save_text
@@ -30,7 +31,7 @@ def work_folder(output_dir: str, origin: dict[str, Any], is_first: bool = True) 
     Raises:
         ValueError: another process is training for the same output.
     """
-    place = ROOT / Path(output_dir).name
+    place = ROOT / str(Path(output_dir)).strip("/").replace("/", "-")
     key = hashlib.sha256(json.dumps([output_dir, origin], sort_keys=True).encode()).hexdigest()[:16]
     folder = place / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,9 @@ class Checkpoints(TrainerCallback):
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called after the Trainer has written the last file of a checkpoint."""
+        """Called after the Trainer has written this process's last file of a checkpoint."""
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # each process writes its random state
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
