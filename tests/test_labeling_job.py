@@ -14,10 +14,12 @@ from test_labeling_endpoint import KEY, Proxy, completion, error
 
 from distill_app import read_json
 from distill_app.core.errors import EmptyDataError, EngineGone
+from distill_app.core.jobs import Dataset
 from distill_app.core.logits import TopLogits
+from distill_app.easydistill.config import write_system1_config
 from distill_app.labeling import job
 from distill_app.labeling.engines import open_engine
-from distill_app.labeling.job import INFERENCE, DatasetKeys, ModelKeys, label_job, read_label_job
+from distill_app.labeling.job import INFERENCE, AskedModels, label_job, read_label_job
 from distill_app.labeling.offline_vllm import OfflineVllm
 
 LOCAL = {
@@ -307,10 +309,22 @@ def test_the_keys_are_those_of_the_contract(job_type):
     assert set(INFERENCE) == set(CONTRACT)
     assert set(INFERENCE[job_type].model_fields) - OURS == set(CONTRACT[job_type])
     dataset = {"instruction_path", "labeled_path", "logits_path", "template", "seed"}
-    assert set(DatasetKeys.model_fields) == dataset
-    assert set(ModelKeys.model_fields) == {"teacher", "student"}
+    assert set(Dataset.model_fields) - {"too_long"} == dataset
+    assert set(AskedModels.model_fields) - {"quantization"} == {"teacher", "student"}
     read = read_label_job(write_job(job_type=job_type, **CONTRACT[job_type]))
     assert read.inference.model_dump(exclude=OURS) == CONTRACT[job_type]
+
+
+def test_a_config_that_this_project_wrote_is_a_labelling_job():
+    options = {
+        "dataset": {"too_long": "cut"},
+        "models": {"quantization": "4bit"},
+        "lora": {"r": 4},
+        "validation": {"fraction": 0.1},
+    }
+    path = write_system1_config("job.json", teacher_model="t", student_model="s", extra=options)
+    read = read_label_job(path)
+    assert (read.dataset.too_long, read.models.quantization) == ("cut", "4bit")
 
 
 @pytest.mark.parametrize("job_type", ["kd_black_box_local", "kd_white_box"])

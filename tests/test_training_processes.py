@@ -12,7 +12,7 @@ from trainings import (
     OUT,
     RECORDS,
     curve,
-    die,
+    dies_at,
     exit_code,
     files_of,
     in_fork,
@@ -185,13 +185,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bytes(tiny_model_dir, 
     unbroken = files_of(OUT)
     shutil.rmtree("models")
     with monkeypatch.context() as patch:
-        real, calls = DistillationTrainer.training_step, []
-
-        def deadly(*args, **kwargs):
-            calls.append(1)
-            return die() if len(calls) == 4 else real(*args, **kwargs)
-
-        patch.setattr(DistillationTrainer, "training_step", deadly)
+        dies_at(patch, DistillationTrainer, "training_step", 4, after=False)
         assert together(lambda: train(path), **environment) == [-9, -9]
     assert not Path(OUT).exists() and list(work.ROOT.rglob("whole"))
     train_together(path, **environment)

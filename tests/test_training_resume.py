@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from trainings import OUT, curve, die, exit_code, files_of, in_fork, train, write_job
+from trainings import OUT, curve, dies_at, exit_code, files_of, in_fork, train, write_job
 
 from distill_app.training import trainer, work
 from distill_app.training.work import WHOLE, last_checkpoint, whole_checkpoints, work_folder
@@ -18,23 +18,6 @@ CHILD_LOG = "fork.log"
 def project(tmp_path, monkeypatch):
     """An empty folder to train in."""
     monkeypatch.chdir(tmp_path)
-
-
-def dies_at(monkeypatch, module, name, count, after=True):
-    """Have a function or method end its process at its n-th call."""
-    real = getattr(module, name)
-    calls = []
-
-    def deadly(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == count and not after:
-            die()
-        found = real(*args, **kwargs)
-        if len(calls) == count:
-            die()
-        return found
-
-    monkeypatch.setattr(module, name, deadly)
 
 
 def kill_at(monkeypatch, path, *where, **options):

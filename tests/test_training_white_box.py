@@ -12,7 +12,7 @@ from trainings import (
     OUT,
     RECORDS,
     curve,
-    die,
+    dies_at,
     exit_code,
     files_of,
     in_fork,
@@ -167,15 +167,9 @@ def test_a_killed_white_box_training_goes_on_to_the_same_bytes(tiny_model_dir, m
     unbroken = files_of(train(path))
     shutil.rmtree("models")
     with monkeypatch.context() as patch:
-        real, calls = DistillationTrainer.training_step, []
-
-        def deadly(*args, **kwargs):
-            calls.append(1)
-            return die() if len(calls) == 4 else real(*args, **kwargs)
-
-        patch.setattr(DistillationTrainer, "training_step", deadly)
+        dies_at(patch, DistillationTrainer, "training_step", 4, after=False)
         assert exit_code(in_fork(lambda: train(path))) == -9
-    seen = []
+    real, seen = DistillationTrainer.training_step, []
     patch = pytest.MonkeyPatch()
     patch.setattr(DistillationTrainer, "training_step", lambda *a, **k: seen.append(1) or real(*a, **k))
     train(path)

@@ -159,3 +159,20 @@ def write_teacher(
             tail = np.log(np.maximum(beyond, 1e-13))
             add(np.array(response_of(example), np.int32), ids.astype(np.int32), likeliest, tail)
     return path
+
+
+def dies_at(monkeypatch, module, name, count, after=True):
+    """Have a function or method end its process at its n-th call."""
+    real = getattr(module, name)
+    calls = []
+
+    def deadly(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == count and not after:
+            die()
+        found = real(*args, **kwargs)
+        if len(calls) == count:
+            die()
+        return found
+
+    monkeypatch.setattr(module, name, deadly)

@@ -10,6 +10,7 @@ from typing import Any
 
 from distill_app.core.errors import TrainingError
 from distill_app.core.files import read_json, save_json, save_text
+from distill_app.core.jobs import LABELLING_JOBS
 from distill_app.core.models import check_checkpoint
 from distill_app.easydistill.child import run_child
 from distill_app.easydistill.real import VENV, find_program, refusal, run_real
@@ -103,9 +104,9 @@ def _label_lacking(config_path: str, config: dict[str, Any]) -> list[str]:
     """
     job, dataset = config.get("job_type"), config["dataset"]
     instructions = dataset.get("instruction_path")
-    only_words = job in ("kd_black_box_local", "kd_black_box_api")
-    if not (only_words or job == "kd_white_box"):
+    if job not in LABELLING_JOBS:
         return []
+    only_words = job != "kd_white_box"
     lacking = instructions and Path(instructions).is_file() and instructions != dataset["labeled_path"]
     if only_words and not lacking and Path(dataset["labeled_path"]).is_file():
         return []

@@ -1,8 +1,9 @@
 """EasyDistill 1.0 jobs that label: what lacks an answer is asked of the teacher, what has one is copied.
 
-What the keys do here; `training`, `distillation`, `dataset.template`, `dataset.seed` and `models.student` are
-the trainer's. The teacher is asked in its own chat template. Keys of `inference` stand without their section,
-the last four are for kd_black_box_api, those from `engine` to `top_logits_num` for the two other jobs.
+What the keys do here; `training`, `distillation`, `models.student`, `models.quantization` and of `dataset`
+the `template`, `seed` and `too_long` are the trainer's. The teacher is asked in its own chat template. Keys
+of `inference` stand without their section, the last four are for kd_black_box_api, those from `engine` to
+`top_logits_num` for the two other jobs.
 
 | key | here |
 |---|---|
@@ -38,6 +39,7 @@ from pydantic import Field, ValidationError
 
 from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import RECORD_FIELDS, Record, read_json, save_json
+from distill_app.core.jobs import Dataset, Models
 from distill_app.core.models import load_tokenizer
 from distill_app.core.params import Section
 from distill_app.core.stage import one_line
@@ -65,21 +67,10 @@ TOO_LONG = "too long for max_model_len"
 PROMPT_FIELDS = ("instruction", "input")
 
 
-class DatasetKeys(Section):
-    """The `dataset` section."""
-
-    labeled_path: str = Field(min_length=1)
-    instruction_path: str | None = None
-    logits_path: str | None = None
-    template: str | None = None
-    seed: int | None = None
-
-
-class ModelKeys(Section):
-    """The `models` section."""
+class AskedModels(Models):
+    """The `models` section of a job that labels."""
 
     teacher: str = Field(min_length=1)
-    student: str | None = None
 
 
 class InferenceKeys(Section):
@@ -130,8 +121,8 @@ class LabelJob:
     """A labelling job's config, every key of it checked."""
 
     path: str
-    dataset: DatasetKeys
-    models: ModelKeys
+    dataset: Dataset
+    models: AskedModels
     inference: InferenceKeys
 
     @property
@@ -222,8 +213,8 @@ def read_label_job(path: str) -> LabelJob:
         raise ValueError(f"{path}: job_type: found {found}, expected one that labels: {known}")
     job = LabelJob(
         path=str(path),
-        dataset=_section(path, config, "dataset", DatasetKeys),
-        models=_section(path, config, "models", ModelKeys),
+        dataset=_section(path, config, "dataset", Dataset),
+        models=_section(path, config, "models", AskedModels),
         inference=_section(path, config, "inference", keys),
     )
     limit = job.inference.max_new_tokens

@@ -1,6 +1,8 @@
 """LoRA: small matrices trained beside frozen weights, and added to them at the end (arXiv:2106.09685)."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from distill_app.core.models import Model, load_trainable
@@ -15,19 +17,23 @@ def load_with_adapters(job: Job) -> Model:
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    try:
+    with _told(job):
         config = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **(job.lora or {})})
-    except (TypeError, ValueError) as err:
-        raise ValueError(f"{job.path}: lora: {' '.join(str(err).split())}; mend the field") from err
     model, _ = load_trainable(job.models.student, True, job.models.quantization)
     if job.models.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         for module in model.modules():  # 4 bit on a CPU has a layout for inference, without gradients
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    try:
+    with _told(job):
         return get_peft_model(model, config)
-    except ValueError as err:
+
+
+@contextmanager
+def _told(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as err:
         raise ValueError(f"{job.path}: lora: {' '.join(str(err).split())}; mend the field") from err
 
 

@@ -8,6 +8,7 @@ Beside EasyDistill's own keys it knows, and EasyDistill ignores:
     lora                  fields of PEFT's LoraConfig; trains adapters and merges them at the end
     models.quantization   "8bit" or "4bit" (bitsandbytes), of a student under LoRA
     distillation.temperature
+    source                the dataset that the records come from, which the model card names
     accelerate            "ddp", "fsdp" or an accelerate config file; `run_easy_distill` launches with it
     backend               "builtin" or "easydistill"; `run_easy_distill` reads it
 """
@@ -17,19 +18,17 @@ import math
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from distill_app.core.files import read_json
+from distill_app.core.jobs import JOB_TYPES, Dataset, Models
 from distill_app.core.logits import TopLogits
-from distill_app.core.models import Quantization
 from distill_app.core.params import Section, check_section
 from distill_app.training.losses import Divergence, Objective
 
-LABELLING_JOBS = ("kd_black_box_local", "kd_black_box_api", "kd_white_box")
-JOB_TYPES = (*LABELLING_JOBS, "kd_black_box_train_only", "kd_white_box_train_only")
-OTHER_KEYS = ("inference", "training", "lora", "accelerate", "backend")
+OTHER_KEYS = ("inference", "training", "lora", "source", "accelerate", "backend")
 RENAMED = ("warmup_ratio", "group_by_length")  # by transformers 5
 # Of the fields that are SFTConfig's own, those with a meaning here; packed rows make the packing fields idle
 SFT_FIELDS = (
@@ -46,23 +45,10 @@ SFT_FIELDS = (
 SPLIT_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
 
-class Dataset(Section):
-    """The `dataset` section; paths are relative to the current folder."""
-
-    labeled_path: str
-    instruction_path: str | None = None
-    logits_path: str | None = None
-    template: str | None = None
-    seed: int = 42
-    too_long: Literal["drop", "cut"] = "drop"
-
-
-class Models(Section):
-    """The `models` section: Hub ids or folders."""
+class TrainedModels(Models):
+    """The `models` section of a training."""
 
     student: str
-    teacher: str | None = None
-    quantization: Quantization = "none"
 
 
 class Distillation(Section):
@@ -83,7 +69,7 @@ class Validation(Section):
 
 SECTIONS: dict[str, type[Section]] = {
     "dataset": Dataset,
-    "models": Models,
+    "models": TrainedModels,
     "distillation": Distillation,
     "validation": Validation,
 }
@@ -96,11 +82,12 @@ class Job:
     path: str
     job_type: str
     dataset: Dataset
-    models: Models
+    models: TrainedModels
     distillation: Distillation
     validation: Validation
     training: dict[str, Any]
     lora: dict[str, Any] | None
+    source: str | None = None
 
     @property
     def output_dir(self) -> str:
@@ -143,7 +130,10 @@ def read_job(
     training = config.get("training")
     if not isinstance(training, dict) or not training.get("output_dir"):
         raise ValueError(f"{path}: training.output_dir: missing; add it")
-    job = Job(str(path), job_type, training=training, lora=config.get("lora"), **sections)
+    source = config.get("source")
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"{path}: source: found {type(source).__name__}, expected the dataset's name")
+    job = Job(str(path), job_type, training=training, lora=config.get("lora"), source=source, **sections)
     _refuse_contradictions(job)
     return job
 
