@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray bench-train bench-white-box
+.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray bench-train bench-white-box bench-data
 
 repro: .venv/installed
 	@$(ENV) dvc repro
@@ -50,11 +50,15 @@ bench-train: .venv/installed models/base/teacher
 bench-white-box: .venv/installed
 	$(ENV) python benchmarks/white_box.py
 
+bench-data: .venv/installed
+	$(ENV) python benchmarks/data.py $(if $(ROWS),--rows $(ROWS))
+
 models/base/teacher: | .venv/installed
 	$(ENV) dvc repro base_models
 
 include benchmarks/vllm.mk
 include benchmarks/easydistill.mk
+include benchmarks/gguf.mk
 
 clean:
-	rm -rf .venv .venv-vllm .venv-easydistill
+	rm -rf .venv .venv-vllm .venv-easydistill .venv-gguf

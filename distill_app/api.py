@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from distill_app.core.errors import EmptyDataError, SchemaError
-from distill_app.core.files import Record, read_records, save_json
+from distill_app.core.files import read_records, save_records
 from distill_app.core.models import Model, Tokenizer, is_local_path, load_student, load_teacher
 from distill_app.core.stage import one_line
-from distill_app.data.instructions import prepare_instructions
-from distill_app.data.reasoning import prepare_traces
+from distill_app.data.instructions import InstructionRules, prepare_instructions
+from distill_app.data.reasoning import TraceRules, prepare_traces
+from distill_app.data.selection import Outputs
 from distill_app.easydistill.config import write_system1_config, write_system2_config
 from distill_app.easydistill.run import run_easy_distill
 from distill_app.labeling.answers import Sampling
@@ -119,16 +120,19 @@ def prepare_system1_dataset(
     Args:
         slice_str: which rows, as `datasets` reads it.
         teacher_model, teacher_tokenizer: from `load_teacher`; loaded here if needed and absent.
+        out_instructions, out_labeled: a path that ends in .jsonl or .parquet gives that format.
         dataset: Hub id, or a local folder or file.
 
     Raises:
         SchemaError, ValueError, OSError: the dataset cannot be read; one line.
     """
     try:
-        records, _, _ = prepare_instructions(dataset, slice_str, revision, 0.0, 0)
+        outputs = Outputs(out_instructions)
+        prepare_instructions(dataset, slice_str, revision, InstructionRules(), 0.0, 0, outputs)
     except EmptyDataError:
         print(NO_DATA.format("1"))
         return
+    records = read_records(out_instructions)
     labeled = [r for r in records if r["output"].strip()]
     if relabel_with_teacher:
         if teacher_model is None or teacher_tokenizer is None:
@@ -138,8 +142,7 @@ def prepare_system1_dataset(
         labeled, _ = select_answers(records, answers, "drop")
     if len(labeled) < len(records):
         print(f"{len(records) - len(labeled)} of {len(records)} instructions left out: no whole answer")
-    save_json(out_instructions, records)
-    save_json(out_labeled, labeled)
+    save_records(out_labeled, labeled)
 
 
 def prepare_system2_dataset(
@@ -161,32 +164,18 @@ def prepare_system2_dataset(
             0 to 9; None leaves a side open.
         verified_only: leave out traces that are marked as wrong.
         max_traces: at most so many a question, the shortest; None takes all.
+        out_cot: a path that ends in .jsonl or .parquet gives that format.
 
     Raises:
         ValueError, OSError: the dataset cannot be read; one line.
     """
+    rules = TraceRules(rv_min, rv_max, cd_min, cd_max, verified_only, max_traces=max_traces)
     try:
-        records: list[Record]
-        records, _, _ = prepare_traces(
-            dataset=dataset,
-            slice_str=slice_str,
-            revision=revision,
-            rv_min=rv_min,
-            rv_max=rv_max,
-            cd_min=cd_min,
-            cd_max=cd_max,
-            verified_only=verified_only,
-            max_traces=max_traces,
-            heldout_fraction=0.0,
-            seed=0,
-        )
+        prepare_traces(dataset, slice_str, revision, rules, 0.0, 0, Outputs(out_cot))
     except SchemaError:
         print("Unexpected OmniThought schema, please inspect omni[0]")
-        return
     except EmptyDataError:
         print(NO_DATA.format("2"))
-        return
-    save_json(out_cot, records)
 
 
 def compare_models(

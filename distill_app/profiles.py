@@ -4,12 +4,14 @@ import subprocess
 from pathlib import Path
 
 from distill_app.base.params import BaseModelsParams
+from distill_app.benchmarking.params import BenchmarkParams
 from distill_app.comparison.params import CompareParams
 from distill_app.core.files import save_text
 from distill_app.core.params import Section, read_params, read_section
 from distill_app.data.params import PrepareS1Params, PrepareS2Params
 from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
 from distill_app.labeling.params import LabelParams
+from distill_app.measuring.params import MeasureParams
 
 SECTIONS: dict[str, type[Section]] = {
     "base_models": BaseModelsParams,
@@ -18,6 +20,8 @@ SECTIONS: dict[str, type[Section]] = {
     "prepare_s2": PrepareS2Params,
     "train_s1": WordsAndProbabilities,
     "train_s2": TrainParams,
+    "measure": MeasureParams,
+    "benchmark": BenchmarkParams,
     "compare": CompareParams,
 }
 

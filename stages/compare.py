@@ -1,27 +1,26 @@
-"""Reads both students, their starting points, the teacher and the held-out data; writes reports/."""
+"""Reads what the models answered and what it cost; writes the verdict and its pages to reports/."""
 
-from distill_app.comparison.compare import compare_systems
-from distill_app.comparison.console import print_scores
+from distill_app.comparison.compare import compare_models, require_thresholds
+from distill_app.comparison.console import print_comparison
 from distill_app.comparison.params import CompareParams
-from distill_app.core.params import read_section
+from distill_app.core.params import read_params, read_section
 from distill_app.core.stage import run_stage
-from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
-from distill_app.labeling.params import LabelParams
 
 
 def main() -> None:
-    """Measure all models and write the report."""
-    scores = compare_systems(
-        read_section("compare", CompareParams),
-        teacher=read_section("label", LabelParams),
-        system1_before=read_section("train_s1", WordsAndProbabilities).student,
-        system2_before=read_section("train_s2", TrainParams).student,
+    """Write the report; with `compare.fail_below`, fail where a threshold is missed."""
+    params = read_section("compare", CompareParams)
+    comparison = compare_models(
+        params,
+        read_params(),
         data_dir="data",
         models_dir="models",
         metrics_dir="metrics",
         reports_dir="reports",
     )
-    print_scores(scores, "reports/comparison.html")
+    print_comparison(comparison, "reports/comparison.html")
+    if params.fail_below:
+        require_thresholds(comparison)
 
 
 if __name__ == "__main__":

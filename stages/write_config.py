@@ -2,6 +2,7 @@
 
 from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
+from distill_app.data.params import PrepareS1Params, PrepareS2Params
 from distill_app.easydistill.config import write_system1_config, write_system2_config
 from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
 from distill_app.labeling.params import LabelParams
@@ -21,7 +22,7 @@ def main() -> None:
         num_epochs=s1.num_epochs,
         training=s1.training_options(),
         seed=s1.seed,
-        extra=s1.extra_sections(),
+        extra={**s1.extra_sections(), "source": read_section("prepare_s1", PrepareS1Params).dataset},
     )
     second = write_system2_config(
         config_path="configs/system2.json",
@@ -30,7 +31,7 @@ def main() -> None:
         num_epochs=s2.num_epochs,
         training=s2.training_options(),
         seed=s2.seed,
-        extra=s2.extra_sections(),
+        extra={**s2.extra_sections(), "source": read_section("prepare_s2", PrepareS2Params).dataset},
     )
     print(f"write_config: {first}, {second}")
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("distill_app", "stages", "data/sample", "profiles", "dvc.yaml", ".dvcignore", ".gitignore")
+PARTS = (
+    "distill_app",
+    "stages",
+    "data/sample",
+    "data/tasks",
+    "profiles",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+)
 
 
 def make_project(folder: Path, tiny_model: Path) -> Path:
@@ -28,9 +37,15 @@ def make_project(folder: Path, tiny_model: Path) -> Path:
     params["prepare_s1"].update(slice="train[:40]", heldout_fraction=0.2)
     params["prepare_s2"].update(slice="train[:40]", heldout_fraction=0.2)
     params["label"].update(max_new_tokens=8, on_truncated="keep", temperature=1.0)
-    params["compare"].update(
-        system1_prompts=4, system2_prompts=4, max_new_tokens=6, speed_tokens=2, speed_rounds=1
+    params["measure"].update(
+        instruction_prompts=4,
+        reasoning_prompts=4,
+        max_new_tokens=6,
+        speed_prompts=2,
+        speed_tokens=2,
+        speed_rounds=1,
     )
+    params["benchmark"].update(tasks=[])
     for system in ("train_s1", "train_s2"):
         params[system].update(batch_size=8, max_length=2048)
     save_params(folder, params)

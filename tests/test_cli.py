@@ -1,34 +1,25 @@
-import subprocess
-import sys
-
 import pytest
+from commandline import distill
 from fakes import ROOT, Echo
 
+from distill_app.cli import VERBS
 from distill_app.labeling.answers import Answer, Sampling
 from distill_app.labeling.store import AnswerStore, Recipe
-
-
-def distill(*arguments, cwd=None, stdin=""):
-    return subprocess.run(
-        [sys.executable, "-m", "distill_app", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        input=stdin,
-    )
-
-
-def test_a_question_is_answered_from_the_shell_and_from_a_pipe(tiny_model_dir):
-    one = distill("ask", str(tiny_model_dir), "Name three.", "--max-new-tokens", "4")
-    two = distill("ask", str(tiny_model_dir), "-", "--max-new-tokens", "4", stdin="Name three.\n")
-    assert one.returncode == two.returncode == 0, one.stderr
-    assert one.stdout == two.stdout != ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["ask", "./none", "Hello?"], "error: ./none: no such model folder"),
+        (["ask", "./none", "Hello?", "--temperature", "-1"], "error: --temperature: found -1, expected 0"),
+        (
+            ["ask", "./none", "Hello?", "--max-new-tokens", "0"],
+            "error: --max-new-tokens: found 0, expected 1",
+        ),
+        (["chat"], "error: chat: found no model, expected one or --compare"),
+        (["chat", "./none"], "error: ./none: no such model folder"),
+        (["chat", "--compare"], "error: params.yaml: no such file"),
+        (["export", "./none"], "error: ./none: no such model folder"),
         (["ask", "./none", " "], "error: question: found nothing"),
         (["profile", "llama"], "error: profiles/llama.yaml: no such profile; there are: none"),
         (["labels"], "error: params.yaml: no such file"),
@@ -43,6 +34,14 @@ def test_a_wrong_call_is_one_line_and_exit_1(tmp_path, arguments, message):
     run = distill(*arguments, cwd=tmp_path)
     assert run.returncode == 1 and run.stdout == ""
     assert run.stderr.startswith(message) and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_fits_80_columns(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = distill(*verb.split(), "--help")
+    assert run.returncode == 0 and run.stdout.startswith(f"usage: distill {verb}".rstrip())
+    assert max(map(len, run.stdout.splitlines())) <= 80
 
 
 def test_the_store_is_shown_and_pruned_from_the_shell(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from distill_app.core.files import (
     new_json_list,
     read_records,
     require_free_space,
+    save_records,
 )
 
 RECORD = {"instruction": "a", "input": "", "output": "b"}
@@ -137,3 +138,85 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_a_full_disk_is_told_before_the_work(tmp_path):
     with pytest.raises(OSError, match="of disk free, about .* GB needed"):
         require_free_space(tmp_path / "a" / "b", 10**18)
+
+
+FORMATS = pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+TEXTS = ["", '漢字\u2028\n\t"\\', "\x00\x1f\x7f", "\u202e\u200b", "👩‍🔬", "x" * 100_000]
+
+
+@FORMATS
+def test_records_come_back_from_every_format_as_they_were(tmp_path, suffix):
+    records = [{"instruction": text, "input": text[::-1], "output": str(n)} for n, text in enumerate(TEXTS)]
+    path = tmp_path / "new" / f"x{suffix}"
+    assert save_records(path, iter(records)) == len(records)
+    assert read_records(path) == records
+
+
+@FORMATS
+def test_records_are_written_and_read_as_a_stream(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    assert save_records(path, ({**RECORD, "output": str(n)} for n in range(10_000))) == 10_000
+    records = iter_records(path)
+    assert [next(records)["output"] for _ in range(9000)] == [str(n) for n in range(9000)]
+    assert len(list(records)) == 1000
+
+
+def test_a_json_list_of_records_has_the_bytes_of_save_json(tmp_path):
+    save_records(tmp_path / "a.json", [RECORD, RECORD])
+    save_json(tmp_path / "b.json", [RECORD, RECORD])
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@FORMATS
+def test_records_that_fail_half_way_leave_the_old_file_and_no_other(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    save_records(path, [RECORD])
+    with pytest.raises(ValueError, match=r"x\.\w+: (record|item) 1 has text with a lone surrogate"):
+        save_records(path, [RECORD, {**RECORD, "input": "\ud800"}])
+    with pytest.raises(KeyError, match="output"):
+        save_records(path, [{"instruction": "a", "input": ""}])
+    assert read_records(path) == [RECORD]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@FORMATS
+def test_no_records_are_told_apart_in_every_format(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    assert save_records(path, []) == 0
+    with pytest.raises(EmptyDataError, match="the list is empty"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"instruction": "a", "input": "", "output": "b"}\n\n{"b" 2}', "line 3, column 6: not JSON"),
+        (b'{"instruction": "a", "input": "", "output": "\xff"}', "line 1, byte 45 is not UTF-8"),
+        (b'{"instruction": "a", "input": ""}', 'record 0 has no "output"'),
+        (b"[]\n", "record 0 is list, expected an object"),
+    ],
+)
+def test_broken_json_lines_are_told_in_one_line(tmp_path, content, message):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.jsonl: {message}"):
+        read_records(path)
+
+
+def test_parquet_that_is_none_or_lacks_a_field_is_told_in_one_line(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(
+        ValueError, match=r"x\.parquet: cannot be read as Parquet .*; write it again"
+    ) as caught:
+        read_records(path)
+    assert "\n" not in str(caught.value)
+    pq.write_table(pa.table({"instruction": ["a"], "other": [1]}), path)
+    with pytest.raises(ValueError, match=r'x\.parquet: record 0 has no "input"'):
+        read_records(path)
+    pq.write_table(pa.table({"instruction": ["a"], "input": [None], "output": [1]}), path)
+    with pytest.raises(ValueError, match='record 0: "input" is NoneType, expected text'):
+        read_records(path)

@@ -2,10 +2,13 @@
 
 import random
 
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill_app.core.files import Record
-from distill_app.data.heldout import first_of_each_text, normalise, overlap, split_heldout
+from distill_app.data.heldout import first_of_each_text, normalise, normalise_all, overlap, split_heldout
 
 
 def record(instruction: str, input_text: str = "", output: str = "") -> Record:
@@ -145,3 +148,16 @@ def test_overlap_counts_the_held_out_records_that_train_has_too() -> None:
 def test_the_first_record_of_each_text_is_kept() -> None:
     records = [record("A", output="1"), record("b", output="2"), record("a!", output="3")]
     assert [item["output"] for item in first_of_each_text(records)] == ["1", "2"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(max_codepoint=127)) | st.text(st.characters(codec="utf-8"))))
+def test_many_texts_are_normalised_as_each_alone(texts: list[str]) -> None:
+    assert normalise_all(pa.array(texts, pa.string())).to_pylist() == [normalise(text) for text in texts]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.sampled_from("aB .,\t\n\x01$+"))))
+def test_many_ascii_texts_are_normalised_as_each_alone(texts: list[str]) -> None:
+    sliced = pa.array(["odd", *texts], pa.string())[1:]
+    assert normalise_all(sliced).to_pylist() == [normalise(text) for text in texts]

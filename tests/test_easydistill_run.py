@@ -141,6 +141,8 @@ def test_a_student_of_its_command_is_saved_as_ours_are(install):
     assert next(model.parameters()).dtype == torch.bfloat16
     assert Path("models/s1/loss.csv").read_text() == "step,loss\n1,4.5\n2,3.25\n"
     assert not [p for p in Path("models/s1").iterdir() if p.is_dir()]
+    card = Path("models/s1/README.md").read_text()
+    assert "| backend | easydistill |" in card and "`labeled.json`, SHA-256" in card
 
 
 @pytest.mark.parametrize(

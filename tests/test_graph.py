@@ -104,6 +104,7 @@ def test_a_local_path_in_the_params_is_a_dep_of_its_stage(path):
         ("label", params["label"]["teacher"]),
         ("train_s1", params["train_s1"]["student"]),
         ("train_s2", params["train_s2"]["student"]),
+        ("benchmark", params["benchmark"]["task_dir"]),
     ]
     for stage, value in readers:
         if value.startswith(("data/", "models/")):
@@ -116,11 +117,18 @@ def test_the_label_stage_reruns_for_every_param_that_can_change_an_answer_and_fo
     assert set(LabelParams.model_fields) >= RUNTIME_ONLY
 
 
-def test_the_comparison_reruns_for_the_params_that_name_the_teacher():
-    labels = {name for name in GRAPH["compare"]["params"] if name.startswith("label")}
+def test_the_measuring_reruns_for_the_params_that_name_the_teacher():
+    labels = {name for name in GRAPH["measure"]["params"] if name.startswith("label")}
     assert labels == {"label.teacher", "label.revision", "label.quantization", "label.engine"}
-    used = ast.unparse(ast.parse((ROOT / "distill_app/comparison/compare.py").read_text()))
-    assert {f"label.{name}" for name in re.findall(r"\bteacher\.(?!model_copy)(\w+)", used)} == labels
+    files = ("measuring/measure.py", "labeling/candidates.py")
+    used = "".join(ast.unparse(ast.parse((ROOT / "distill_app" / file).read_text())) for file in files)
+    found = {f"label.{name}" for name in re.findall(r"\blabel\.(?!model_copy)(\w+)", used)}
+    assert found - {"label.store"} == labels
+
+
+def test_the_verdict_depends_on_no_model_code():
+    """So a changed threshold or page asks no model."""
+    assert not {"distill_app/labeling", "distill_app/measuring"} & set(GRAPH["compare"]["deps"])
 
 
 def params_file(tmp_path: Path, **changes: object) -> Path:

@@ -19,8 +19,11 @@ STAGES = {
     "write_config",
     "train_s1",
     "train_s2",
+    "benchmark",
+    "measure",
     "compare",
 }
+JUDGED = {"benchmark", "measure", "compare"}  # what a new student reruns
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,8 @@ def test_the_first_run_leaves_all_that_the_graph_promises(finished):
             for item in stage.get(kind, []):
                 path = item if isinstance(item, str) else next(iter(item))
                 assert (finished / path).exists(), path
-    scores = json.loads((finished / "reports/comparison.json").read_text())
-    assert set(scores) == {"system1", "system2"}
+    comparison = json.loads((finished / "reports/comparison.json").read_text())
+    assert set(comparison["verdicts"]) == {"system1", "system2"}
     assert "<html" in (finished / "reports/comparison.html").read_text()
 
 
@@ -62,12 +65,12 @@ def test_a_comment_in_the_params_reruns_nothing(project):
 def test_system2s_learning_rate_reruns_only_system2_and_is_named_in_the_diff(project):
     change_param(project, "train_s2", learning_rate=1.0e-3)
     assert "train_s2.learning_rate" in dvc(project, "params", "diff")
-    assert stages_run(dvc(project, "repro")) == {"write_config", "train_s2", "compare"}
+    assert stages_run(dvc(project, "repro")) == {"write_config", "train_s2"} | JUDGED
 
 
 def test_the_labelling_temperature_reruns_labels_and_system1(project):
     change_param(project, "label", temperature=0.7)
-    assert stages_run(dvc(project, "repro")) == {"label", "train_s1", "compare"}
+    assert stages_run(dvc(project, "repro")) == {"label", "train_s1"} | JUDGED
 
 
 def test_how_fast_and_where_the_teacher_is_asked_reruns_nothing(project):
@@ -95,13 +98,25 @@ def test_new_sample_data_of_system1_reruns_system1(project):
     table = pq.read_table(path)
     new = pa.table({"instruction": ["Name a quiet place."], "output": ["A library."]})
     pq.write_table(pa.concat_tables([new.cast(table.schema), table]), path)
-    assert stages_run(dvc(project, "repro")) == {"prepare_s1", "label", "train_s1", "compare"}
+    assert stages_run(dvc(project, "repro")) == {"prepare_s1", "label", "train_s1"} | JUDGED
 
 
 def test_comparison_code_reruns_compare_alone(project):
     path = project / "distill_app/comparison/console.py"
     path.write_text(path.read_text() + "\n# a remark\n")
     assert stages_run(dvc(project, "repro")) == {"compare"}
+
+
+def test_a_threshold_asks_no_model(project):
+    change_param(project, "compare", min_speedup=1.5)
+    assert stages_run(dvc(project, "repro")) == {"compare"}
+
+
+def test_a_missed_threshold_can_fail_the_run_and_leaves_its_report_to_read(project):
+    change_param(project, "compare", min_speedup=1000.0, fail_below=True)
+    output = dvc(project, "repro", ok=False)
+    assert "System 1's speedup is" in output and "compare.min_speedup is 1000" in output
+    assert "1000 times" in (project / "reports/comparison.md").read_text()
 
 
 def test_system2_alone_runs_nothing_of_system1(project):
@@ -112,7 +127,7 @@ def test_system2_alone_runs_nothing_of_system1(project):
 
 def test_metrics_and_plots_show_what_was_measured(project):
     metrics = dvc(project, "metrics", "show")
-    assert "reports/comparison.json" in metrics and "system2.student.accuracy" in metrics
+    assert "reports/scores.json" in metrics and "system2.accuracy" in metrics
     plots = dvc(project, "plots", "show", "--json")
     for name in ("metrics/train_s1_loss.csv", "metrics/train_s2_validation.csv", "reports/scores.csv"):
         assert name in plots
@@ -166,5 +181,5 @@ def test_two_clones_give_the_same_hashes_for_all_but_the_reports(finished, tmp_p
     other = make_project(tmp_path / "elsewhere", tiny_model_dir)
     dvc(other, "repro")
     locks = [yaml.safe_load((p / "dvc.lock").read_text())["stages"] for p in (finished, other)]
-    for stage in STAGES - {"compare"}:
+    for stage in STAGES - {"measure", "compare"}:
         assert locks[0][stage]["outs"] == locks[1][stage]["outs"]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from distill_app.comparison.metrics import is_known
 
 if TYPE_CHECKING:
     import altair as alt
 
-# Between 3:1 and 6:1 against the page's white and its near-black, so one set serves both schemes;
-# blue and orange stay apart for every common colour blindness, grey by its lack of colour.
-COLOURS = {"Teacher": "#7b8490", "Before": "#c77700", "Student": "#2f7fd0"}
+# A hue a system, between 3:1 and 6:1 against the page's white and its near-black, so that one set serves both
+# schemes; blue and orange stay apart for every common colour blindness. What a student was before is hollow:
+# paler would be too faint to see.
+COLOURS = {
+    "Teacher": "#7b8490",
+    "System 1 before": "#2f7fd0",
+    "System 1": "#2f7fd0",
+    "System 2 before": "#c77700",
+    "System 2": "#c77700",
+}
+HOLLOW = 0.15  # opacity of the ground within an outline
 INK = "currentColor"
 BAR_WIDTH = 190  # pixels of a bar chart's plot, its figures included
+NAME_WIDTH = 112  # pixels left of it, for the names
 FIGURE_GAP = 6  # pixels between a bar and its figure
 CHARACTER_WIDTH = 8  # pixels at font size 13: generous, for the reader's font is not known here
+GOAL_WIDTH = 320  # pixels of the picture of a threshold
 
 
 class Bar(NamedTuple):
@@ -24,7 +35,7 @@ class Bar(NamedTuple):
     who: str
     value: float | None
     text: str
-    interval: tuple[float, float] | None = None
+    interval: tuple[float | None, float | None] = (None, None)
 
 
 def bar_chart(bars: Sequence[Bar]) -> str:
@@ -44,54 +55,95 @@ def bar_chart(bars: Sequence[Bar]) -> str:
             sort=None,
             title=None,
             # One extent for all, so that the bars of neighbouring charts start alike.
-            axis=alt.Axis(ticks=False, domain=False, labelPadding=8, minExtent=62, maxExtent=62),
+            axis=alt.Axis(
+                ticks=False, domain=False, labelPadding=8, minExtent=NAME_WIDTH, maxExtent=NAME_WIDTH
+            ),
         )
     )
     scale = alt.Scale(domain=[0, end * BAR_WIDTH / (BAR_WIDTH - room)], nice=False)
     colour = alt.Color(
         "who:N", legend=None, scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
     )
-    body = base.mark_bar(height=16).encode(x=alt.X("value:Q", scale=scale, axis=None), color=colour)
+    hollow = alt.condition("test(/before$/, datum.who)", alt.value(HOLLOW), alt.value(1))
+    body = base.mark_bar(height=15, strokeWidth=1.5).encode(
+        x=alt.X("value:Q", scale=scale, axis=None), color=colour, stroke=colour, fillOpacity=hollow
+    )
     spread = base.mark_rule(color=INK, strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
     figures = base.mark_text(color=INK, align="left", dx=FIGURE_GAP, fontSize=13)
     figures = figures.encode(x="end:Q", text="text:N")
     return _svg((body + spread + figures).properties(width=BAR_WIDTH, height=alt.Step(26)))
 
 
-def loss_chart(points: Sequence[Mapping[str, float]]) -> str:
-    """Return an SVG of the training loss over the optimizer steps; steps without a loss are left out."""
+def goal_chart(found: Mapping[str, float | None], wanted: float, text: str, colour: str) -> str:
+    """Return an SVG of a figure and its interval on a line from zero, with a stroke where it should be.
+
+    Args:
+        found: value, low and high; without a bound above the interval goes on to the line's end.
+        wanted: the threshold, which `text` names.
+    """
     import altair as alt
 
-    rows = [dict(point) for point in points if is_number(point.get("loss"))]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(
-            color=COLOURS["Student"],
-            strokeWidth=2,
-            # A curve of a few points is read at its points, one of many by its line.
-            point={"color": COLOURS["Student"], "size": 30} if len(rows) <= 30 else False,
-        )
-        .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, grid=False, format="d")),
-            y=alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
-        )
+    value, low, high = (found[key] if is_known(found[key]) else None for key in ("value", "low", "high"))
+    end = 1.08 * max(filter(None, (value, low, high, wanted)), default=1.0)
+    scale = alt.Scale(domain=[0, end], nice=False)
+    row = {"zero": 0, "end": end, "value": value, "low": low, "high": end if high is None else high}
+    base = alt.Chart(alt.Data(values=[{**row, "wanted": wanted, "text": text}])).encode(y=alt.value(26))
+    x = alt.X("zero:Q", scale=scale, axis=None)
+    line = base.mark_rule(color=INK, opacity=0.3, strokeWidth=2).encode(x=x, x2="end:Q")
+    layers = [line]
+    if low is not None:
+        spread = base.mark_rule(color=colour, strokeWidth=9, opacity=0.45)
+        layers.append(spread.encode(x=alt.X("low:Q", scale=scale, axis=None), x2="high:Q"))
+    if value is not None:
+        point = base.mark_point(color=colour, filled=True, size=110, opacity=1)
+        layers.append(point.encode(x=alt.X("value:Q", scale=scale, axis=None)))
+    goal = alt.Chart(alt.Data(values=[{"wanted": wanted, "text": text}])).encode(
+        x=alt.X("wanted:Q", scale=scale, axis=None)
     )
-    return _svg(chart.properties(width=380, height=190))
+    layers.append(goal.mark_rule(color=INK, strokeWidth=2).encode(y=alt.value(16), y2=alt.value(36)))
+    # The text stays inside the picture: left of a stroke in its right half, right of one in its left half.
+    side: Literal["left", "right"] = "right" if wanted > end / 2 else "left"
+    words = goal.mark_text(color=INK, align=side, dx=1 if side == "right" else -1, fontSize=12)
+    layers.append(words.encode(y=alt.value(7), text="text:N"))
+    return _svg(alt.layer(*layers).properties(width=GOAL_WIDTH, height=38))
 
 
-def is_number(value: object) -> bool:
-    """Tell whether the value is a number that can be drawn: not None, not NaN, not infinite."""
-    return isinstance(value, int | float) and math.isfinite(value)
+def loss_chart(curves: Mapping[str, Sequence[Mapping[str, float]]], colour: str) -> str:
+    """Return an SVG of the loss over the optimizer steps: training as a line, held-out as marked points.
+
+    Args:
+        curves: points of step and loss, under "train" and "validation"; those without a loss are left out.
+    """
+    import altair as alt
+
+    rows = [
+        {"step": point["step"], "loss": point["loss"], "of": name}
+        for name, points in curves.items()
+        for point in known_points(points)
+    ]
+    x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, grid=False, format="d"))
+    y = alt.Y("loss:Q", title="loss", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y)
+    training = base.transform_filter("datum.of == 'train'").mark_line(color=colour, strokeWidth=2)
+    held_out = base.transform_filter("datum.of == 'validation'").mark_line(
+        color=INK, strokeWidth=1.5, strokeDash=[4, 3], point={"color": INK, "size": 40}
+    )
+    return _svg((training + held_out).properties(width=380, height=190))
+
+
+def known_points(points: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Return the points that have a loss which can be drawn."""
+    return [point for point in points if is_known(point.get("loss"))]
 
 
 def _row(bar: Bar) -> dict[str, Any]:
-    value = float(bar.value) if bar.value is not None and is_number(bar.value) else 0.0
-    low, high = bar.interval or (None, None)
-    end = max(value, high or 0.0)
+    value = float(bar.value) if bar.value is not None and is_known(bar.value) else 0.0
+    low, high = bar.interval
+    end = max(value, high) if high is not None and is_known(high) else value
     return {"who": bar.who, "value": value, "low": low, "high": high, "end": end, "text": bar.text}
 
 
-def _svg(chart: alt.LayerChart | alt.Chart) -> str:
+def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
     import altair as alt
     import vl_convert
 

@@ -1,62 +1,100 @@
-"""The comparison from start to end: measure both systems, write scores, answers and the page."""
+"""The comparison from start to end: figures, verdict, and the files that people and DVC read."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_app.comparison.measure import ROLES, Compared, measure_system
+from distill_app.cards.card import card_with_scores
+from distill_app.comparison.figures import MODELS, model_figures
+from distill_app.comparison.markdown import render_markdown
 from distill_app.comparison.params import CompareParams
 from distill_app.comparison.report import render_report
-from distill_app.core.files import Record, read_json, read_records, save_json, save_text
-from distill_app.core.models import check_checkpoint
+from distill_app.comparison.verdict import STUDENTS, below, judge_student
+from distill_app.core.files import iter_records, read_json, read_records, save_json, save_text
 from distill_app.data.heldout import overlap
-from distill_app.labeling.params import LabelParams
 
-PLOTTED = {"system1": ("loss", "chrf"), "system2": ("accuracy", "multi_step")}
+TRAINED_ON = {"system1": "train_labeled.json", "system2": "omnithought_cot.json"}
+HELD_OUT = {"system1": "heldout_s1_labeled.json", "system2": "heldout_s2.json"}
+PLOTTED = {"instructions": ("chrf", "loss"), "reasoning": ("accuracy", "multi_step")}
 
 
-def compare_systems(
+def compare_models(
     params: CompareParams,
-    teacher: LabelParams,
-    system1_before: str,
-    system2_before: str,
+    all_params: Mapping[str, Any],
     data_dir: str,
     models_dir: str,
     metrics_dir: str,
     reports_dir: str,
 ) -> dict[str, Any]:
-    """Write comparison.json, answers.json, scores.csv and comparison.html; return the scores.
+    """Write the verdict to `reports_dir` in every form; return what comparison.json holds.
+
+    No model is asked: everything is reckoned from answers.json, costs.json and benchmarks.json there.
+
+    Args:
+        all_params: every section of params.yaml, for the report's account of its origin.
 
     Raises:
-        FileNotFoundError, ValueError: a model or held-out file is missing, empty or malformed.
+        FileNotFoundError, ValueError: an input is missing or malformed.
     """
-    teacher = _teacher_with_weights(params, teacher)
-    data, models, reports = Path(data_dir), Path(models_dir), Path(reports_dir)
-    train = {
-        "system1": read_records(data / "train_labeled.json"),
-        "system2": read_records(data / "omnithought_cot.json"),
+    reports, models = Path(reports_dir), Path(models_dir)
+    answers, costs = read_json(reports / "answers.json"), read_json(reports / "costs.json")
+    comparison = _compare(answers, costs, Path(data_dir), params)
+    comparison["benchmarks"] = read_json(reports / "benchmarks.json")
+    origin = {
+        "models": {name: {"from": cost["model"], "weights": cost["weights"]} for name, cost in costs.items()},
+        **{name: _provenance(models / name) for name in STUDENTS},
+        "params": dict(all_params),
     }
-    heldout = {
-        "system1": read_records(data / "heldout_s1_labeled.json")[: params.system1_prompts],
-        "system2": read_records(data / "heldout_s2.json")[: params.system2_prompts],
+    curves = {name: _curves(Path(metrics_dir), f"train_s{name[-1]}") for name in STUDENTS}
+    save_json(reports / "comparison.json", comparison)
+    save_json(reports / "scores.json", _key_figures(comparison))
+    save_text(reports / "scores.csv", _score_rows(comparison))
+    save_text(reports / "comparison.md", render_markdown(comparison))
+    save_text(reports / "comparison.html", render_report(comparison, answers, curves, origin))
+    for name in STUDENTS:
+        save_text(reports / "cards" / f"{name}.md", card_with_scores(str(models / name), comparison))
+    return comparison
+
+
+def require_thresholds(comparison: Mapping[str, Any]) -> None:
+    """Raise ValueError, in one line, if a figure of the comparison is below its threshold."""
+    if faults := below(comparison["verdicts"]):
+        raise ValueError(
+            f"compare: {'; '.join(faults)}; see the report, or set compare.fail_below to false to go on"
+        )
+
+
+def _compare(
+    answers: Mapping[str, Any], costs: Mapping[str, Any], data: Path, params: CompareParams
+) -> dict[str, Any]:
+    models = {name: model_figures(name, answers, costs[name]) for name in MODELS}
+    shared = {}
+    for name, student in STUDENTS.items():
+        asked = read_records(data / HELD_OUT[name])[: len(answers[student.task])]
+        shared[name] = overlap(iter_records(data / TRAINED_ON[name]), asked)
+    return {
+        "prompts": {task: len(rows) for task, rows in answers.items()},
+        "batch": len(costs["teacher"]["batch_sec"]),
+        "models": models,
+        "verdicts": {
+            name: judge_student(name, models, answers[student.task], costs, shared[name], params)
+            for name, student in STUDENTS.items()
+        },
+        "overlap": shared,
     }
-    before = {"system1": system1_before, "system2": system2_before}
-    scores: dict[str, Any] = {}
-    answers: dict[str, Any] = {}
-    for mode in ("system1", "system2"):
-        student = str(models / mode)
-        check_checkpoint(student)
-        compared = Compared(teacher.teacher, teacher.quantization, teacher.revision, before[mode], student)
-        scores[mode], answers[mode] = measure_system(mode, compared, heldout[mode], params)
-    losses = {mode: _read_curve(Path(metrics_dir) / f"train_s{mode[-1]}_loss.csv") for mode in scores}
-    origin = _provenance(teacher, models, train, heldout)
-    page = render_report(scores, answers, losses, origin)
-    save_json(reports / "comparison.json", scores)
-    save_json(reports / "answers.json", answers)
-    save_text(reports / "scores.csv", _score_rows(scores))
-    save_text(reports / "comparison.html", page)
-    return scores
+
+
+def _provenance(model: Path) -> Any:
+    path = model / "provenance.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _curves(metrics: Path, stage: str) -> dict[str, list[dict[str, float]]]:
+    return {
+        "train": _read_curve(metrics / f"{stage}_loss.csv"),
+        "validation": _read_curve(metrics / f"{stage}_validation.csv"),
+    }
 
 
 def _read_curve(path: Path) -> list[dict[str, float]]:
@@ -64,42 +102,29 @@ def _read_curve(path: Path) -> list[dict[str, float]]:
         return [{"step": int(r["step"]), "loss": float(r["loss"])} for r in csv.DictReader(file)]
 
 
-def _score_rows(scores: dict[str, Any]) -> str:
+def _key_figures(comparison: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Return what `dvc metrics` shows: few figures, with names that read well in a table."""
+    models, verdicts = comparison["models"], comparison["verdicts"]
+    figures: dict[str, dict[str, float | None]] = {}
+    for name, student in STUDENTS.items():
+        now, before = (models[who][student.task] for who in (name, f"{name}_before"))
+        measures = PLOTTED[student.task]
+        found = {measure: now[measure]["value"] for measure in measures}
+        found |= {f"{measures[0]}_before": before[measures[0]]["value"]}
+        kept, speed = verdicts[name]["retention"]["value"], verdicts[name]["speedup"]["value"]
+        figures[name] = {**found, "retention": kept, "speedup": speed}
+    return {name: {key: _short(value) for key, value in found.items()} for name, found in figures.items()}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _score_rows(comparison: Mapping[str, Any]) -> str:
     """Return one row a score, for `dvc plots`."""
     lines = ["score,model,value"]
-    for mode, names in PLOTTED.items():
-        for name in names:
-            lines += [f"{mode} {name},{role},{scores[mode][role][name]}" for role in ROLES]
+    for task, measures in PLOTTED.items():
+        for measure in measures:
+            for name, found in comparison["models"].items():
+                lines.append(f"{task} {measure},{name},{found[task][measure]['value']}")
     return "\n".join(lines) + "\n"
-
-
-def _teacher_with_weights(params: CompareParams, teacher: LabelParams) -> LabelParams:
-    """Return the teacher to measure; a server's name for its model is nothing that can be loaded."""
-    if params.teacher is not None:
-        return teacher.model_copy(update={"teacher": params.teacher, "revision": None})
-    if teacher.engine == "openai":
-        raise ValueError(
-            "compare.teacher: found null, expected the Hub id or folder of the teacher's weights, since"
-            f" label.teacher ({teacher.teacher}) is a server's; set it"
-        )
-    return teacher
-
-
-def _provenance(
-    teacher: LabelParams,
-    models: Path,
-    train: Mapping[str, Sequence[Record]],
-    heldout: Mapping[str, Sequence[Record]],
-) -> dict[str, Any]:
-    """Return what the report says about its origin."""
-    origin: dict[str, Any] = {
-        "teacher": {"model": teacher.teacher, "quantization": teacher.quantization},
-        "training examples": {mode: len(records) for mode, records in train.items()},
-        # Held-out prompts that are in training too: none, or the figures flatter the student
-        "overlap": {mode: overlap(train[mode], heldout[mode]) for mode in train},
-    }
-    for mode in train:
-        path = models / mode / "provenance.json"
-        if path.is_file():
-            origin[mode] = read_json(path)
-    return origin

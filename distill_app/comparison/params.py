@@ -6,13 +6,9 @@ from distill_app.core.params import Section
 
 
 class CompareParams(Section):
-    """How much held-out data is asked, and how."""
+    """What a student must reach to replace its teacher."""
 
-    teacher: str | None  # Hub id or folder of the weights to compare with; None takes label.teacher
-    system1_prompts: int = Field(ge=1)  # at most; all held-out records if there are fewer
-    system2_prompts: int = Field(ge=1)
-    max_new_tokens: int = Field(ge=1)  # an answer ends here at the latest
-    batch_size: int = Field(ge=1)  # answers generated at a time
-    speed_prompts: int = Field(ge=1)  # asked at once when speed is measured
-    speed_tokens: int = Field(ge=1)  # generated a prompt then, by every model
-    speed_rounds: int = Field(ge=1)  # the fastest counts
+    min_retention: float = Field(ge=0)  # of the teacher's chrF (System 1) or right answers (System 2)
+    min_speedup: float = Field(ge=0)  # times the teacher's speed, one prompt at a time
+    min_multi_step: float = Field(ge=0, le=1)  # share of System 2's answers with two steps or more
+    fail_below: bool  # end the stage with an error where a figure is below, whatever its interval

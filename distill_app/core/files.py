@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ from distill_app.core.errors import EmptyDataError
 
 Record = dict[str, str]
 RECORD_FIELDS = ("instruction", "input", "output")
+PARQUET_ROWS = 4096  # held in memory at a time
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -106,41 +107,147 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def save_records(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
+    """Write records as they come and return their number; the old file stays until the new one is whole.
+
+    A path that ends in `.jsonl` gives an object a line, `.parquet` a Parquet file, and any other a JSON list.
+
+    Raises:
+        ValueError: a record holds text that UTF-8 cannot hold (a lone surrogate); its number, from 0.
+    """
+    suffix = Path(path).suffix
+    number = -1
+    with contextlib.ExitStack() as files:
+        if suffix == ".parquet":
+            add = files.enter_context(_new_parquet(path))
+        elif suffix == ".jsonl":
+            add = files.enter_context(_new_json_lines(path))
+        else:
+            add = files.enter_context(new_json_list(path))
+        for number, record in enumerate(records):
+            try:
+                add({field: record[field] for field in RECORD_FIELDS})
+            except UnicodeEncodeError as err:
+                raise ValueError(
+                    f"{path}: record {number} has text with a lone surrogate, which cannot be written as"
+                    " UTF-8; clean that text"
+                ) from err
+    return number + 1
+
+
+@contextlib.contextmanager
+def _new_json_lines(path: str | os.PathLike[str]) -> Iterator[Callable[[Record], None]]:
+    with new_file(path) as file:
+
+        def add(record: Record) -> None:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+        yield add
+
+
+@contextlib.contextmanager
+def _new_parquet(path: str | os.PathLike[str]) -> Iterator[Callable[[Record], None]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(field, pa.string()) for field in RECORD_FIELDS])
+    waiting: list[Record] = []
+    with new_file(path) as file, pq.ParquetWriter(file, schema) as table:
+
+        def write() -> None:
+            table.write_batch(pa.RecordBatch.from_pylist(waiting, schema))
+            waiting.clear()
+
+        def add(record: Record) -> None:
+            for text in record.values():
+                text.encode()  # Arrow would tell of a lone surrogate thousands of records later
+            waiting.append(record)
+            if len(waiting) == PARQUET_ROWS:
+                write()
+
+        yield add
+        if waiting:
+            write()
+
+
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
     """Return the records of a file as `iter_records` reads them, with its errors."""
     return list(iter_records(path))
 
 
 def iter_records(path: str | os.PathLike[str]) -> Iterator[Record]:
-    """Yield the `{instruction, input, output}` records of a JSON list in order, holding one at a time.
+    """Yield the `{instruction, input, output}` records of a file in order, holding few at a time.
 
-    Other fields are dropped.
+    A path that ends in `.jsonl` is read as an object a line, `.parquet` as Parquet, and any other as a JSON
+    list. Other fields are dropped.
 
     Raises:
-        EmptyDataError: the list has no record.
+        EmptyDataError: the file has no record.
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON or no list, or a record lacks a field or has another type (its number,
+        ValueError: it is not what its name says, or a record lacks a field or has another type (its number,
             from 0). What stands before the fault has been yielded by then.
     """
-    import ijson
-
     if not Path(path).is_file():
         read_json(path)  # raises
+    readers = {".jsonl": _iter_json_lines, ".parquet": _iter_parquet}
+    items = readers.get(Path(path).suffix, _iter_json_list)(path)
     number = -1
+    for number, item in enumerate(items):
+        yield _as_record(path, number, item)
+    if number < 0:
+        raise EmptyDataError(f"{path}: the list is empty, expected records; check the slice and filters")
+
+
+def _iter_json_list(path: str | os.PathLike[str]) -> Iterator[Any]:
+    import ijson
+
+    is_empty = True
     with Path(path).open("rb") as file:
         try:
             is_list = next(ijson.basic_parse(file))[0] == "start_array"
             file.seek(0)
-            for number, item in enumerate(ijson.items(file, "item", use_float=True) if is_list else ()):
-                yield _as_record(path, number, item)
+            for item in ijson.items(file, "item", use_float=True) if is_list else ():
+                is_empty = False
+                yield item
         except ijson.JSONError as err:
             read_json(path)  # tells the line, as the streaming reader cannot
             raise ValueError(f"{path}: not JSON ({' '.join(str(err).split())}); mend it") from err
-    if number < 0:
+    if is_empty:
         data = read_json(path)
         if not isinstance(data, list):
             raise ValueError(f"{path}: found {type(data).__name__}, expected a list of records")
-        raise EmptyDataError(f"{path}: the list is empty, expected records; check the slice and filters")
+
+
+def _iter_json_lines(path: str | os.PathLike[str]) -> Iterator[Any]:
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except UnicodeDecodeError as err:
+                raise ValueError(
+                    f"{path}: line {number}, byte {err.start} is not UTF-8; save the file as UTF-8"
+                ) from err
+            except json.JSONDecodeError as err:
+                raise ValueError(
+                    f"{path}: line {number}, column {err.colno}: not JSON ({err.msg}); mend that line"
+                ) from err
+
+
+def _iter_parquet(path: str | os.PathLike[str]) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            columns = [field for field in RECORD_FIELDS if field in file.schema_arrow.names]
+            for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+        raise ValueError(
+            f"{path}: cannot be read as Parquet ({' '.join(str(err).split())[:200]}); write it again"
+        ) from err
 
 
 def _as_record(path: str | os.PathLike[str], number: int, item: Any) -> Record:

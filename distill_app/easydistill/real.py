@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from distill_app.cards.card import training_card
+from distill_app.cards.origin import copy_license, made_from
 from distill_app.core.errors import TrainingError
 from distill_app.core.files import new_folder, read_records, save_json, save_text
 from distill_app.core.models import check_checkpoint, check_local, load_trainable, save_checkpoint
@@ -86,7 +88,7 @@ def refusal(config: dict[str, Any]) -> str | None:
 def run_real(config: dict[str, Any]) -> None:
     """Run EasyDistill 1.0 in a scratch folder; judge, finish and put in place the student that it leaves.
 
-    The student is saved as ours are: bfloat16, the prompt's template in it, and `loss.csv` beside it.
+    The student is saved as ours are: bfloat16, the prompt's template in it, card and `loss.csv` beside it.
 
     Raises:
         ValueError, FileNotFoundError: the config or its files cannot be trained on.
@@ -104,7 +106,7 @@ def run_real(config: dict[str, Any]) -> None:
         command, environment = _launch(found, config_path)
         environment |= {"HF_DATASETS_CACHE": str(scratch / "cache"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         finished = run_child(command, environment, scratch)
-        _finish(finished, scratch / "out", template, config["training"]["output_dir"])
+        _finish(finished, scratch / "out", template, config)
 
 
 def _folder_without_space() -> str:
@@ -238,7 +240,7 @@ def _why_alone(found: Installed) -> str | None:
     return None
 
 
-def _finish(finished: Finished, out: Path, template: str, output_dir: str) -> None:
+def _finish(finished: Finished, out: Path, template: str, config: dict[str, Any]) -> None:
     """Save what EasyDistill left as a checkpoint of ours, or tell why it left none."""
     if finished.code != 0:
         raise _failure(finished, f"exit code {finished.code}")
@@ -252,9 +254,24 @@ def _finish(finished: Finished, out: Path, template: str, output_dir: str) -> No
         raise _failure(finished, f"exit code 0, but no checkpoint ({one_line(err)})") from err
     if "messages" in template:
         tokenizer.chat_template = template
+    output_dir, student = config["training"]["output_dir"], config["models"]["student"]
     with new_folder(output_dir) as part:
         save_checkpoint(model, tokenizer, part)
+        save_text(part / "README.md", training_card(Path(output_dir).name, _origin(config)))
+        copy_license(student, part)
         save_text(part / "loss.csv", _loss_lines(out))
+
+
+def _origin(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model card tells of a training."""
+    models, data = config["models"], config["dataset"]
+    return {
+        "backend": "easydistill",
+        "job_type": config["job_type"],
+        **made_from(models["student"], models.get("teacher"), data["labeled_path"], config.get("source")),
+        "training": {key: value for key, value in config["training"].items() if key != "output_dir"},
+        "seed": data.get("seed", 42),
+    }
 
 
 def _loss_lines(out: Path) -> str:

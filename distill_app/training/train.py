@@ -3,9 +3,13 @@
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_app.cards.card import training_card
+from distill_app.cards.origin import copy_license
+from distill_app.core import statistics
 from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import new_folder, read_records, require_free_space, save_json, save_text
 from distill_app.core.logits import TopLogits, tokenizer_digest
@@ -28,9 +32,10 @@ CHECKPOINT_BYTES = 12  # a parameter, about: weights, rests and moments
 def train_student(config_path: str, labeled_path: str | None = None, logits_path: str | None = None) -> str:
     """Train as an EasyDistill config says; return the folder of the finished checkpoint.
 
-    The folder appears at once when all is done: weights, tokenizer, chat template, generation config,
-    `loss.csv` and `validation.csv` (step, loss), `metrics.json` and `provenance.json`. Until then
-    checkpoints lie under `work/training`; a training that was killed goes on from the last whole one.
+    The folder appears at once when all is done: weights, tokenizer, chat template, generation config, the
+    model card `README.md`, `loss.csv` and `validation.csv` (step, loss), `metrics.json` and
+    `provenance.json`. Until then checkpoints lie under `work/training`; a training that was killed goes on
+    from the last whole one.
 
     Under `accelerate launch` every process calls this; the first one writes.
 
@@ -50,7 +55,7 @@ def train_student(config_path: str, labeled_path: str | None = None, logits_path
     examples = _examples(job, tokenizer, template, logits)
     origin = origin_of(job, logits, _world_size())
     with work_folder(job.output_dir, origin, is_first=_rank() == 0) as work:
-        trainer = _fit(job, tokenizer, examples, logits, work)
+        trainer, validation = _fit(job, tokenizer, examples, logits, work)
         model = _finished(job, trainer, work)
         if template.chat_template:
             tokenizer.chat_template = template.chat_template
@@ -58,7 +63,11 @@ def train_student(config_path: str, labeled_path: str | None = None, logits_path
             with new_folder(job.output_dir) as folder:
                 save_checkpoint(model, tokenizer, folder)
                 _save_records(job, trainer.state, folder)
-                save_json(folder / "provenance.json", {**origin, "examples": examples.counts()})
+                origin = {**origin, "examples": examples.counts()}
+                save_json(folder / "provenance.json", origin)
+                card = training_card(Path(job.output_dir).name, origin, validation)
+                save_text(folder / "README.md", card)
+                copy_license(job.models.student, folder)
         trainer.accelerator.wait_for_everyone()
     return job.output_dir
 
@@ -118,8 +127,15 @@ def _examples(job: Job, tokenizer: Tokenizer, template: Template, logits: TopLog
     return examples
 
 
-def _fit(job: Job, tokenizer: Tokenizer, examples: Examples, logits: TopLogits | None, work: Path) -> Any:
-    """Train, from the last whole checkpoint if there is one; return the trainer with the best weights."""
+def _fit(
+    job: Job, tokenizer: Tokenizer, examples: Examples, logits: TopLogits | None, work: Path
+) -> tuple[Any, dict[str, Any] | None]:
+    """Train, from the last whole checkpoint if there is one.
+
+    Returns:
+        The trainer with the best weights, and their score on the held-out examples as the card takes it;
+        None where none are held out.
+    """
     from transformers import PrinterCallback
 
     from distill_app.training.batches import Collator
@@ -155,8 +171,22 @@ def _fit(job: Job, tokenizer: Tokenizer, examples: Examples, logits: TopLogits |
     checkpoint = last_checkpoint(work)
     if checkpoint and _rank() == 0:
         print(f"training: going on from {checkpoint.name}", file=sys.stderr, flush=True)
+    held_out = examples.validation
+    # A sharded model lies in one piece on no device before training
+    before = [] if trainer.is_fsdp_enabled else trainer.example_losses(held_out)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trainer
+    if not held_out:
+        return trainer, None
+    return trainer, {
+        "examples": len(held_out),
+        "loss": _token_loss(trainer.example_losses(held_out)),
+        "before": _token_loss(before) if before else None,
+    }
+
+
+def _token_loss(losses: Sequence[tuple[float, int]]) -> statistics.Figure:
+    """Return the loss a token, in nats, of each example's sum and count of tokens."""
+    return statistics.ratio(*zip(*losses, strict=True))
 
 
 def _load_model(job: Job, split: bool) -> Model:

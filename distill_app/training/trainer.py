@@ -1,5 +1,6 @@
 """transformers' Trainer over packed rows, with this project's loss, evaluation and optimizer."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from types import MethodType
 from typing import Any
@@ -104,6 +105,20 @@ class DistillationTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def example_losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Return of each example the summed loss on its words and how many they are.
+
+        One example goes through at a time, and every device takes all: sharded models need each other.
+        """
+        self.model_wrapped.eval()
+        found = []
+        for example in examples:
+            (part,) = self._parts(self._prepare_inputs(Collator()([example])))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.model_wrapped(**part, distill_objective=self.words).loss
+            found.append((loss.item(), int(_labels(part))))
+        return found
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """Return a batch's parts, as many on every device: sharded models gather their weights for each."""

@@ -1,8 +1,7 @@
-"""Scores of answers: overlap with the teacher, right final answers, reasoning steps."""
+"""Scores of single answers: overlap with the teacher, right final answers, reasoning steps, loss."""
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from distill_app.core.models import Model, Tokenizer
 
@@ -10,11 +9,11 @@ STEP = re.compile(r"=|^\s*(?:step\s*\d+|\d+[.)])", re.IGNORECASE)
 FINAL = re.compile(r"\\boxed|\banswer is\b|^\s*answer:", re.IGNORECASE)
 
 
-def overlap_score(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Return the corpus chrF of the answers, 0 to 100 (Popović 2015, as sacrebleu computes it)."""
-    from sacrebleu import corpus_chrf
+def chrf(answer: str, reference: str) -> float:
+    """Return the chrF of one answer, 0 to 100 (Popović 2015, as sacrebleu computes it)."""
+    from sacrebleu import sentence_chrf
 
-    return round(corpus_chrf(list(answers), [list(references)]).score, 2)
+    return round(sentence_chrf(answer, [reference]).score, 2)
 
 
 def is_right(answer: str, reference: str) -> bool:
@@ -35,17 +34,17 @@ def count_steps(answer: str) -> int:
     return sum(1 for unit in units if STEP.search(unit) and not FINAL.search(unit))
 
 
-def mean_token_loss(
+def response_losses(
     model: Model, tokenizer: Tokenizer, prompts: Sequence[str], responses: Sequence[str]
-) -> float:
-    """Return the mean negative log-likelihood, in nats a token, of the responses given their prompts.
+) -> list[tuple[float, int]]:
+    """Return for each response its negative log-likelihood given its prompt, in nats, and its tokens.
 
-    The end-of-sequence token counts; every token weighs the same, so long answers weigh more.
+    The end-of-sequence token counts.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
-    total, tokens = 0.0, 0
+    losses = []
     with torch.inference_mode():
         for prompt, response in zip(prompts, responses, strict=True):
             head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -53,16 +52,5 @@ def mean_token_loss(
             ids = torch.tensor([head + tail], device=model.device)
             logits = model(input_ids=ids, logits_to_keep=len(tail) + 1).logits[0, :-1].float()
             target = torch.tensor(tail, device=model.device)
-            total += cross_entropy(logits, target, reduction="sum").item()
-            tokens += len(tail)
-    return total / tokens
-
-
-def summary_of_reasoning(answers: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the shares of right, multi-step and cut answers."""
-    count = len(answers)
-    return {
-        "accuracy": round(sum(a["right"] for a in answers) / count, 4),
-        "multi_step": round(sum(a["steps"] > 1 for a in answers) / count, 4),
-        "cut": round(sum(a["cut"] for a in answers) / count, 4),
-    }
+            losses.append((cross_entropy(logits, target, reduction="sum").item(), len(tail)))
+    return losses

@@ -1,0 +1,1 @@
+"""Model cards: what a checkpoint is made from, how it scored, and what may be done with it."""

@@ -1,0 +1,286 @@
+"""A checkpoint's README.md as the Hub reads it: YAML metadata, then what a person must know to use it.
+
+Source of the metadata's keys: the Hub's model card specification, which `huggingface_hub` writes and reads.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill_app.cards.origin import LICENSE_KEYS, front_matter, unplaced
+from distill_app.core.files import read_json
+
+CARD = "README.md"
+UNKNOWN = "unknown"  # a licence that the Hub knows by that name
+TAGS = ["distillation", "conversational"]
+
+
+class _Measure(NamedTuple):
+    key: str
+    name: str
+    scale: float = 1
+    unit: str = ""
+    digits: int = 1
+
+
+# Of a task, what the card shows; the first ones go into the metadata as well
+MEASURES = {
+    "instructions": [
+        _Measure("chrf", "chrF against the teacher's answers"),
+        _Measure("loss", "loss a token of the teacher's answers, nats", digits=3),
+        _Measure("win_rate", "won against the teacher, as judged", 100, "%", 0),
+    ],
+    "reasoning": [
+        _Measure("accuracy", "right answers", 100, "%", 0),
+        _Measure("multi_step", "answers in two steps or more", 100, "%", 0),
+    ],
+}
+COSTS = [
+    _Measure("tokens_per_sec", "tokens/s, one prompt at a time", digits=0),
+    _Measure("tokens_per_sec_batch", "tokens/s, {batch} prompts at once", digits=0),
+    _Measure("peak_memory_bytes", "peak memory, GB", 1e-9, digits=2),
+    _Measure("parameters", "parameters, millions", 1e-6),
+]
+
+
+def training_card(name: str, origin: Mapping[str, Any], validation: Mapping[str, Any] | None = None) -> str:
+    """Return the card that training writes: parents, licences, data, recipe, and training's own scores.
+
+    Args:
+        name: of the model, its folder's.
+        origin: what it was made from, as in provenance.json; whatever is missing there, the card says is
+            not known.
+        validation: of examples held out of training: `examples`, how many, and `loss` and `before` (None
+            where it was not measured), figures `{value, low, high}` in nats a token.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    student = origin.get("student") or {"model": UNKNOWN, "sha256": None}
+    teacher = origin.get("teacher")
+    results = []
+    if validation is not None:
+        results = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="json",
+                dataset_name=f"{validation['examples']} examples held out of training",
+                dataset_split="validation",
+                metric_type="loss",
+                metric_name=f"loss a token in nats{_interval_name(validation['loss'], '%.3f')}",
+                metric_value=round(validation["loss"]["value"], 4),
+            )
+        ]
+    data = ModelCardData(
+        base_model=student.get("base_model"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=TAGS,
+        model_name=name,
+        eval_results=results or None,
+        **({"license": UNKNOWN} | {key: student[key] for key in LICENSE_KEYS if key in student}),
+    )
+    if not results:
+        data.pop("model_name")
+    body = _template("card.md.jinja").render(
+        name=name,
+        teacher=teacher,
+        student=student,
+        parents=[("student", student), *([("teacher", teacher)] if teacher else [])],
+        data=origin.get("data"),
+        source=origin.get("source"),
+        examples=origin.get("examples"),
+        probabilities=origin.get("probabilities"),
+        recipe=[(key, " ".join(str(value).replace("|", "\\|").split())) for key, value in _recipe(origin)],
+        validation=_shown_validation(validation),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def card_with_scores(model_dir: str, comparison: Mapping[str, Any]) -> str:
+    """Return a student's card with what the comparison found, in words, in tables and in the metadata.
+
+    It is the card that training wrote and more; a folder without one gets what can be said of it.
+
+    Args:
+        model_dir: a checkpoint whose name is that of a verdict, "system1" or "system2".
+        comparison: what comparison.json holds.
+
+    Raises:
+        ValueError: the comparison has no verdict on that model.
+    """
+    from huggingface_hub import ModelCard
+
+    folder = Path(model_dir)
+    name = folder.name
+    if name not in comparison["verdicts"]:
+        found = ", ".join(comparison["verdicts"]) or "none"
+        raise ValueError(f"{model_dir}: the comparison has no verdict on {name}, only on {found}; compare it")
+    card = ModelCard(_own_card(folder))
+    verdict = comparison["verdicts"][name]
+    data: Any = card.data
+    data.model_name = name
+    data.eval_results = [*(data.eval_results or []), *_results(name, comparison)]
+    models = [comparison["models"][who] for who in ("teacher", f"{name}_before", name)]
+    task = verdict["task"]
+    rows = [_row(m, [model[task].get(m.key) for model in models]) for m in MEASURES[task]]
+    rows += [_row(m, [model["cost"].get(m.key) for model in models], comparison["batch"]) for m in COSTS]
+    card.text = (
+        card.text.rstrip("\n")
+        + "\n"
+        + _template("comparison.md.jinja").render(
+            verdict=verdict,
+            prompts=comparison["prompts"][task],
+            overlap=comparison["overlap"][name],
+            rows=[row for row in rows if any(cell != "–" for cell in row["cells"])],
+            benchmarks=list(_benchmark_rows(name, comparison.get("benchmarks") or {})),
+        )
+    )
+    return str(card).rstrip("\n") + "\n"
+
+
+def _own_card(folder: Path) -> str:
+    if front_matter(folder / CARD):
+        return (folder / CARD).read_text(encoding="utf-8")
+    origin = folder / "provenance.json"
+    return training_card(folder.name, read_json(origin) if origin.is_file() else {})
+
+
+def _results(name: str, comparison: Mapping[str, Any]) -> Iterable[Any]:
+    """Yield the metadata's scores of a student on its own task, and on the benchmarks."""
+    from huggingface_hub import EvalResult
+
+    task = comparison["verdicts"][name]["task"]
+    for measure in MEASURES[task][:2]:
+        figure = comparison["models"][name][task].get(measure.key)
+        if figure is None or figure["value"] is None:
+            continue
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type="json",
+            dataset_name=f"{comparison['prompts'][task]} held-out prompts ({task})",
+            dataset_split="test",
+            metric_type=measure.key,
+            metric_name=f"{measure.name.split(',')[0]}{_interval_name(figure, '%.4g')}",
+            metric_value=round(figure["value"], 4),
+        )
+    for benchmark, found in (comparison.get("benchmarks") or {}).items():
+        figure = found["models"][name]
+        if figure["value"] is not None:
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=benchmark,
+                dataset_name=f"{benchmark}, {found['questions']} questions",
+                metric_type=found["metric"],
+                metric_name=f"{found['metric']}{_interval_name(figure, '%.4g')}",
+                metric_value=round(figure["value"], 4),
+            )
+
+
+def _benchmark_rows(name: str, benchmarks: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for benchmark, found in benchmarks.items():
+        title = f"{benchmark}, {found['metric']} ({found['questions']})"
+        figures = [found["models"][who] for who in ("teacher", f"{name}_before", name)]
+        yield _row(_Measure(benchmark, title, digits=3), figures)
+
+
+def _row(measure: _Measure, figures: list[Any], batch: int = 0) -> dict[str, Any]:
+    cells = [_cell(measure, figure) for figure in figures]
+    return {"name": measure.name.format(batch=batch), "cells": cells}
+
+
+def _cell(measure: _Measure, figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "–"
+
+    def write(number: float) -> str:
+        return f"{number * measure.scale:.{measure.digits}f}"
+
+    text = write(figure["value"]) + measure.unit
+    if figure["low"] is None and figure["high"] is None:
+        return text
+    low, high = ("…" if side is None else write(side) for side in (figure["low"], figure["high"]))
+    return f"{text} ({low}–{high})"
+
+
+def _recipe(origin: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield the settings that the training was started with."""
+    yield from ((key, origin[key]) for key in ("backend", "job_type", "quantization") if origin.get(key))
+    yield from (origin.get("training") or {}).items()
+    for section in ("lora", "probabilities"):
+        found = origin.get(section) or {}
+        skipped = ("path", "sha256", "teacher")
+        yield from ((f"{section}: {key}", value) for key, value in found.items() if key not in skipped)
+    yield from ((key, origin[key]) for key in ("seed", "processes") if key in origin)
+    if versions := origin.get("versions"):
+        yield "versions", ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
+def _shown_validation(validation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if validation is None:
+        return None
+    named = {"before training": validation.get("before"), "this model": validation["loss"]}
+    return {
+        "examples": validation["examples"],
+        "figures": [(name, figure) for name, figure in named.items() if figure],
+    }
+
+
+def _interval(figure: Mapping[str, Any], style: str) -> str:
+    if figure["low"] is None or figure["high"] is None:
+        return "not known"
+    return f"{style % figure['low']} to {style % figure['high']}"
+
+
+def _interval_name(figure: Mapping[str, Any], style: str) -> str:
+    """Return what a metric's name says of its interval: the metadata has no place of its own for it."""
+    known = figure["low"] is not None and figure["high"] is not None
+    return f" (95% interval {_interval(figure, style)})" if known else ""
+
+
+def _license(parent: Mapping[str, Any]) -> str:
+    license = parent.get("license") or UNKNOWN
+    name = parent.get("license_name")
+    return f"{_text(license)} ({name})" if name else _text(license)
+
+
+def _base(parent: Mapping[str, Any]) -> str:
+    base = _text(parent.get("base_model") or "not known here")
+    cut = parent.get("made_from") or {}
+    if not cut.get("dropped_layers"):
+        return base
+    layers = ", ".join(map(str, cut["dropped_layers"]))
+    return f"{base}, by way of {_code(cut['model'])} without its layers {layers}"
+
+
+def _named(parent: Mapping[str, Any]) -> str:
+    """Return what a reader knows a model by: its name on the Hub, else its folder's."""
+    model, base = parent["model"], parent.get("base_model")
+    return f"{_text(base)} ({_code(model)})" if base and base != model else _code(model)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ", ".join(map(str, value))
+
+
+def _code(path: str) -> str:
+    return f"`{unplaced(path)}`"
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {
+        "code": _code,
+        "named": _named,
+        "base": _base,
+        "license": _license,
+        "interval": _interval,
+    }
+    return environment.get_template(name)

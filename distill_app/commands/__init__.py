@@ -1,0 +1,1 @@
+"""The verbs of the command `distill`, a module each: `HELP`, `add_arguments` and `run`."""
