@@ -72,7 +72,7 @@ def test_every_prompt_is_answered_by_all_five_and_each_answer_is_worth_something
     assert list(costs) == NAMES
     for cost in costs.values():
         assert len(cost["alone_sec"]) == len(cost["batch_sec"]) == 2 and min(cost["alone_sec"]) > 0
-        assert cost["peak_memory_bytes"] > 1e8 and cost["weights"].startswith("sha256:")
+        assert 0 < cost["peak_memory_bytes"] < 1e9 and cost["weights"].startswith("sha256:")
     assert costs["system1"]["parameters"] < costs["teacher"]["parameters"]
 
 

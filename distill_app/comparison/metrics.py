@@ -147,7 +147,7 @@ COST = Group(
             "peak_memory_bytes",
             "Peak memory",
             "memory",
-            "of the process, or the GPU, meanwhile",
+            "what model and answers add, all at once",
             "↓",
             _bytes,
             True,

@@ -1,10 +1,12 @@
 """What an answer costs: seconds alone and in company, memory, size."""
 
 import gc
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +18,68 @@ from distill_app.measuring.params import MeasureParams
 RESET_PEAK = "5"  # to /proc/PID/clear_refs: the peak of resident memory starts anew (proc(5))
 
 
-def measure_cost(
-    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], params: MeasureParams
-) -> dict[str, Any]:
-    """Return seconds for each of `speed_prompts` prompts, alone and all at once, and the peak memory then.
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer, and the prompts with which its speed is measured."""
 
-    Every model does the same work, `speed_tokens` a prompt, however soon its own answers would end. The
-    best of `speed_rounds` counts: what else the machine does can only make a round slower.
+    model: Model
+    tokenizer: Tokenizer
+    prompts: list[str]
+
+
+def measure_speed(loaded: Mapping[str, Loaded], params: MeasureParams) -> dict[str, dict[str, Any]]:
+    """Return of each model the seconds for each of its prompts, alone and all at once.
+
+    The models take turns at every prompt, so that whatever else the machine does slows all alike. Each does
+    the same work, `speed_tokens` a prompt, however soon its own answers would end. The best of
+    `speed_rounds` counts: others can only make a round slower.
 
     Returns:
-        `alone_sec` and `batch_sec`, one number a prompt; `tokens`, generated for each; and
-        `peak_memory_bytes`, of the GPU where there is one, else of the process; None where it is not told.
+        `alone_sec` and `batch_sec`, one number a prompt, and `tokens`, generated for each.
     """
-    asked = list(prompts[: params.speed_prompts])
     sampling = Sampling(params.speed_tokens, stop_at_eos=False)
-    with _peak_memory() as peak:
-        _seconds(model, tokenizer, asked[:1], sampling)  # what is compiled or cached at first
-        alone = [_seconds(model, tokenizer, [prompt], sampling) for prompt in asked]
-        batch = _seconds(model, tokenizer, asked, sampling)
-        for _ in range(params.speed_rounds - 1):
-            again = [_seconds(model, tokenizer, [prompt], sampling) for prompt in asked]
-            alone = [min(pair) for pair in zip(alone, again, strict=True)]
-            batch = min(batch, _seconds(model, tokenizer, asked, sampling), key=max)
+    count = min(len(one.prompts) for one in loaded.values())
+    alone = {name: [math.inf] * count for name in loaded}
+    batch = {name: [math.inf] * count for name in loaded}
+    for one in loaded.values():
+        _seconds(one, one.prompts[:1], sampling)  # what is compiled or cached at first
+    for _ in range(params.speed_rounds):
+        for place in range(count):
+            for name, one in loaded.items():
+                seconds = _seconds(one, [one.prompts[place]], sampling)[0]
+                alone[name][place] = min(alone[name][place], seconds)
+        for name, one in loaded.items():
+            batch[name] = min(batch[name], _seconds(one, one.prompts, sampling), key=max)
     return {
-        "tokens": params.speed_tokens,
-        "alone_sec": [round(seconds[0], 4) for seconds in alone],
-        "batch_sec": [round(seconds, 4) for seconds in batch],
-        "peak_memory_bytes": peak[0] if peak else None,
+        name: {
+            "tokens": params.speed_tokens,
+            "alone_sec": [round(seconds, 4) for seconds in alone[name]],
+            "batch_sec": [round(seconds, 4) for seconds in batch[name]],
+        }
+        for name in loaded
     }
+
+
+def memory_in_use() -> int:
+    """Return the bytes that the GPU's tensors take, or without one this process."""
+    import psutil
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory(one: Loaded, params: MeasureParams, before: int) -> int | None:
+    """Return what a model adds at most while it answers its prompts at once; None where nobody tells.
+
+    Args:
+        before: `memory_in_use` before it was loaded.
+    """
+    with _peak_memory() as peak:
+        _seconds(one, one.prompts, Sampling(params.speed_tokens, stop_at_eos=False))
+    return peak[0] - before if peak else None
 
 
 def size_of(model: Model, name: str) -> dict[str, int]:
@@ -53,12 +89,12 @@ def size_of(model: Model, name: str) -> dict[str, int]:
     return {"parameters": model.num_parameters(), "bytes": size}
 
 
-def _seconds(model: Model, tokenizer: Tokenizer, prompts: list[str], sampling: Sampling) -> list[float]:
+def _seconds(one: Loaded, prompts: list[str], sampling: Sampling) -> list[float]:
     """Return when each answer was there, counted from the start, in the order of the prompts."""
     start = time.perf_counter()
     done = {
         place: time.perf_counter() - start
-        for place, _ in stream_answers(model, tokenizer, prompts, sampling, len(prompts))
+        for place, _ in stream_answers(one.model, one.tokenizer, prompts, sampling, len(prompts))
     }
     return [done[place] for place in range(len(prompts))]
 

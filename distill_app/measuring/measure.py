@@ -15,7 +15,7 @@ from distill_app.labeling.engines import engine_identity, open_engine
 from distill_app.labeling.in_process import InProcess
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
-from distill_app.measuring.cost import measure_cost, size_of
+from distill_app.measuring.cost import Loaded, measure_speed, memory_in_use, peak_memory, size_of
 from distill_app.measuring.judge import judge_pairs
 from distill_app.measuring.params import MeasureParams
 from distill_app.measuring.scores import chrf, count_steps, is_right, response_losses
@@ -33,7 +33,8 @@ def measure_models(
 ) -> None:
     """Write answers.json, each prompt with the five answers and what each is worth, and costs.json.
 
-    Each model is loaded once. Answers come from the store of labels where it holds them.
+    Each model is loaded once, and all stay until their speeds have been measured side by side. Answers come
+    from the store of labels where it holds them.
 
     Raises:
         FileNotFoundError, ValueError: held-out data is missing, empty or malformed.
@@ -44,10 +45,16 @@ def measure_models(
         "reasoning": read_records(data / "heldout_s2.json")[: params.reasoning_prompts],
     }
     answers: dict[Task, list[dict[str, Any]]] = {task: list(map(_row, records[task])) for task in records}
-    costs = {}
+    costs: dict[str, dict[str, Any]] = {}
+    loaded: dict[str, Loaded] = {}
     with AnswerStore(label.store) as store:
         for candidate in candidates:
-            costs[candidate.name] = _measure(candidate, records, answers, params, label, store)
+            loaded[candidate.name], costs[candidate.name] = _measure(
+                candidate, records, answers, params, label, store
+            )
+        for name, seconds in measure_speed(loaded, params).items():
+            costs[name] |= seconds
+        loaded.clear()
         if params.judge is not None:
             _judge(params, label, [c.name for c in candidates[1:]], answers["instructions"], store)
     save_json(reports / "answers.json", answers)
@@ -66,8 +73,9 @@ def _measure(
     params: MeasureParams,
     label: LabelParams,
     store: AnswerStore,
-) -> dict[str, Any]:
-    """Add a model's answers to the rows of both tasks; return its cost."""
+) -> tuple[Loaded, dict[str, Any]]:
+    """Add a model's answers to the rows of both tasks; return it, and its cost without speed."""
+    before = memory_in_use()
     where: dict[str, Any] = {
         "teacher": candidate.model,
         "revision": candidate.revision,
@@ -85,12 +93,13 @@ def _measure(
             row[candidate.name] = _judged(task, answer, row["reference"])
     prompts = [prompt_of(candidate, tokenizer, "instructions", record) for record in records["instructions"]]
     _add_losses(model, tokenizer, candidate, prompts, answers["instructions"])
-    return {
+    one = Loaded(model, tokenizer, prompts[: params.speed_prompts])
+    return one, {
         "model": candidate.model,
         "weights": identity["weights"],
         "quantization": candidate.quantization,
         **size_of(model, candidate.model),
-        **measure_cost(model, tokenizer, prompts, params),
+        "peak_memory_bytes": peak_memory(one, params, before),
     }
 
 
