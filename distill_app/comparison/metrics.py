@@ -147,7 +147,7 @@ COST = Group(
             "peak_memory_bytes",
             "Peak memory",
             "memory",
-            "what model and answers add, all at once",
+            "weights, and what answering all at once adds",
             "↓",
             _bytes,
             True,

@@ -60,26 +60,27 @@ def measure_speed(loaded: Mapping[str, Loaded], params: MeasureParams) -> dict[s
     }
 
 
-def memory_in_use() -> int:
-    """Return the bytes that the GPU's tensors take, or without one this process."""
+def peak_memory(one: Loaded, params: MeasureParams) -> int | None:
+    """Return the bytes of a model and of what it adds at most while it answers its prompts at once.
+
+    The weights' own size stands for them, since what libraries took at their first use would count for the
+    model that is loaded first. None where the system does not tell the peak.
+    """
+    gc.collect()
+    before = _in_use()
+    with _peak_in_use() as peak:
+        _seconds(one, one.prompts, Sampling(params.speed_tokens, stop_at_eos=False))
+    return int(one.model.get_memory_footprint()) + max(0, peak[0] - before) if peak else None
+
+
+def _in_use() -> int:
+    """Return the bytes of the GPU's tensors, or without one of this process."""
     import psutil
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return int(psutil.Process().memory_info().rss)
-
-
-def peak_memory(one: Loaded, params: MeasureParams, before: int) -> int | None:
-    """Return what a model adds at most while it answers its prompts at once; None where nobody tells.
-
-    Args:
-        before: `memory_in_use` before it was loaded.
-    """
-    with _peak_memory() as peak:
-        _seconds(one, one.prompts, Sampling(params.speed_tokens, stop_at_eos=False))
-    return peak[0] - before if peak else None
 
 
 def size_of(model: Model, name: str) -> dict[str, int]:
@@ -100,12 +101,11 @@ def _seconds(one: Loaded, prompts: list[str], sampling: Sampling) -> list[float]
 
 
 @contextmanager
-def _peak_memory() -> Iterator[list[int]]:
+def _peak_in_use() -> Iterator[list[int]]:
     """Give a list that holds the peak in bytes when the block has ended; it stays empty if nobody tells."""
     import torch
 
     peak: list[int] = []
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         yield peak

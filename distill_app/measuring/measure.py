@@ -15,7 +15,7 @@ from distill_app.labeling.engines import engine_identity, open_engine
 from distill_app.labeling.in_process import InProcess
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
-from distill_app.measuring.cost import Loaded, measure_speed, memory_in_use, peak_memory, size_of
+from distill_app.measuring.cost import Loaded, measure_speed, peak_memory, size_of
 from distill_app.measuring.judge import judge_pairs
 from distill_app.measuring.params import MeasureParams
 from distill_app.measuring.scores import chrf, count_steps, is_right, response_losses
@@ -75,7 +75,6 @@ def _measure(
     store: AnswerStore,
 ) -> tuple[Loaded, dict[str, Any]]:
     """Add a model's answers to the rows of both tasks; return it, and its cost without speed."""
-    before = memory_in_use()
     where: dict[str, Any] = {
         "teacher": candidate.model,
         "revision": candidate.revision,
@@ -99,7 +98,7 @@ def _measure(
         "weights": identity["weights"],
         "quantization": candidate.quantization,
         **size_of(model, candidate.model),
-        "peak_memory_bytes": peak_memory(one, params, before),
+        "peak_memory_bytes": peak_memory(one, params),
     }
 
 
