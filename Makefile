@@ -13,7 +13,7 @@ test: .venv/installed
 	$(ENV) pytest
 
 lint: .venv/installed
-	$(ENV) ruff check .
+	$(ENV) ruff check --no-cache .
 	$(ENV) ruff format --check .
 	$(ENV) mypy
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from distill_app import load_student, write_system1_config
-from distill_app.comparison.scores import mean_token_loss
 from distill_app.core.prompts import format_prompt, format_response
 from distill_app.data.sources import load_rows
 from distill_app.easydistill.run import ALLOCATOR
+from distill_app.measuring.scores import response_losses
 
 STUDENT = "models/base/system2"
 SAMPLE = "data/sample/DistilQwen_100k"
@@ -146,7 +146,9 @@ def loss(checkpoint: str, records: list[dict[str, str]]) -> float:
     """Return the mean loss a token of the records' answers."""
     model, tokenizer = load_student(checkpoint)
     prompts = [format_prompt(r["instruction"], r["input"]) for r in records]
-    return mean_token_loss(model, tokenizer, prompts, [format_response(r["output"]) for r in records])
+    responses = [format_response(r["output"]) for r in records]
+    sums, tokens = zip(*response_losses(model, tokenizer, prompts, responses), strict=True)
+    return sum(sums) / sum(tokens)
 
 
 if __name__ == "__main__":

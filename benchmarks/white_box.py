@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from distill_app import load_student, write_system1_config
-from distill_app.comparison.scores import mean_token_loss, overlap_score
 from distill_app.core.files import read_records
 from distill_app.core.params import read_section
 from distill_app.core.prompts import format_prompt, format_response
@@ -25,6 +24,7 @@ from distill_app.labeling.answers import Sampling
 from distill_app.labeling.engine import generate
 from distill_app.labeling.logits import write_top_logits
 from distill_app.labeling.params import LabelParams
+from distill_app.measuring.scores import chrf, response_losses
 
 TRAIN, HELDOUT = "data/train_labeled.json", "data/heldout_s1_labeled.json"
 SETTINGS: dict[str, dict[str, Any] | None] = {
@@ -92,8 +92,10 @@ def judge(checkpoint: str) -> tuple[float, float]:
     prompts = [format_prompt(r["instruction"], r["input"]) for r in records]
     answers = [r["output"] for r in records]
     said = generate(model, tokenizer, prompts, Sampling(max_new_tokens=128))
-    loss = mean_token_loss(model, tokenizer, prompts, [format_response(a) for a in answers])
-    return loss, overlap_score([a.text for a in said], answers)
+    responses = [format_response(answer) for answer in answers]
+    sums, tokens = zip(*response_losses(model, tokenizer, prompts, responses), strict=True)
+    overlaps = [chrf(answer.text, reference) for answer, reference in zip(said, answers, strict=True)]
+    return sum(sums) / sum(tokens), statistics.mean(overlaps)
 
 
 if __name__ == "__main__":
