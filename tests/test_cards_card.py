@@ -17,6 +17,7 @@ from distill_app.cards.card import card_with_scores, training_card
 from distill_app.cards.origin import copy_license, front_matter, made_from, parent_of
 
 VALIDATED = {"validation": {"fraction": 0.3}}
+COMMIT = "c" * 40
 PARENT_CARD = "---\nlicense: apache-2.0\nbase_model: some/teacher-135M\n---\n# A parent\n"
 ABSOLUTE = re.compile(r"(?<![\w.`/:])/\w+/\w")
 
@@ -153,12 +154,39 @@ def test_a_card_in_latin_1_is_no_card(tmp_path):
     assert front_matter(tmp_path / "README.md") == {}
 
 
-def test_the_hub_is_not_asked_for_a_licence():
-    assert parent_of("Qwen/Qwen2.5-0.5B-Instruct") == {
-        "model": "Qwen/Qwen2.5-0.5B-Instruct",
+def hub_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **files: str) -> None:
+    """Lay out a model of the Hub as its cache does, and make that the cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    model = folder / f"models--{name.replace('/', '--')}"
+    snapshot = model / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    for file, text in {"config.json": "{}", **files}.items():
+        (snapshot / file).write_text(text)
+
+
+def test_a_hub_models_licence_is_its_cards_and_its_commit_is_told(tiny_copy, tmp_path, monkeypatch):
+    card = "---\nlicense: other\nlicense_name: qwen-research\nbase_model: Qwen/Base\n---\n"
+    hub_cache(tmp_path / "hub", monkeypatch, "Big/Teacher", **{"README.md": card})
+    assert parent_of("Big/Teacher") == {
+        "model": "Big/Teacher",
         "sha256": None,
-        "base_model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "base_model": "Big/Teacher",
+        "commit": COMMIT,
+        "license": "other",
+        "license_name": "qwen-research",
     }
+    text = Path(trained(tiny_copy, models={"teacher": "Big/Teacher"}), "README.md").read_text()
+    assert f"| other (qwen-research) | commit `{COMMIT}` |" in text
+    assert "The teacher's licence is other (qwen-research), which may set terms" in text
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B-Instruct", "not a name"])
+def test_the_licence_of_a_model_whose_card_cannot_be_read_is_not_known(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert parent_of(name) == {"model": name, "sha256": None, "base_model": name}
+    assert capsys.readouterr().out.startswith(f"{name}: its licence is not known, its card cannot be read (")
 
 
 def test_licence_and_notice_of_a_parent_go_with_the_student(tiny_copy):

@@ -243,6 +243,12 @@ def _license(parent: Mapping[str, Any]) -> str:
     return f"{_text(license)} ({name})" if name else _text(license)
 
 
+def _digest(parent: Mapping[str, Any]) -> str:
+    if parent.get("commit"):
+        return f"commit {_code(parent['commit'])}"
+    return _code(parent["sha256"]) if parent["sha256"] else "not known here"
+
+
 def _base(parent: Mapping[str, Any]) -> str:
     base = _text(parent.get("base_model") or "not known here")
     cut = parent.get("made_from") or {}
@@ -281,6 +287,7 @@ def _template(name: str) -> Any:
         "named": _named,
         "base": _base,
         "license": _license,
+        "digest": _digest,
         "interval": _interval,
     }
     return environment.get_template(name)

@@ -10,7 +10,8 @@ from distill_app.labeling.store import AnswerStore
 
 Outcome = Literal["won", "lost", "tied", "unread"]
 JUDGE_TOKENS = 8  # it is asked for one letter
-REPLY = re.compile(r"\W*(?:answer\s+)?([ABC])\b", re.IGNORECASE)
+# The letter stands alone or before a sign or "is": "A better answer is B" does not name A.
+REPLY = re.compile(r"\W*(?:answer\W+(?:is\W+)?)?([ABC])(?=\W*$|[^\w\s'’]|\s+is\b)", re.IGNORECASE)
 OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {  # of the answer in place A, and in place B
     "A": ("won", "lost"),
     "B": ("lost", "won"),
