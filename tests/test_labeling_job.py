@@ -12,8 +12,9 @@ from conftest import ROOT
 from fakes import Echo
 from test_labeling_endpoint import KEY, Proxy, completion, error
 
-from distill_app import read_json
+from distill_app import read_json, save_json
 from distill_app.core.errors import EmptyDataError, EngineGone
+from distill_app.core.files import read_records, save_records
 from distill_app.core.jobs import Dataset
 from distill_app.core.logits import TopLogits
 from distill_app.easydistill.config import write_system1_config
@@ -103,6 +104,19 @@ def test_where_nothing_is_lacking_nothing_is_opened_and_the_records_are_copied(m
     assert told == "label_job: 2 records were there, 0 labelled now, 0 dropped, all in new/out.json"
     assert read_json("new/out.json") == [{"input": "", **record} for record in OLD]
     assert sorted(os.listdir()) == ["asked.json", "job.json", "labeled.json", "new"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_a_jobs_files_have_the_format_that_their_names_end_in(monkeypatch, ending):
+    monkeypatch.setattr(job, "open_engine", no_engine)
+    old = [{"input": "", **record} for record in OLD]
+    for name in ("labeled", "asked"):
+        save_records(f"{name}{ending}", old)
+    config = read_json(write_job())
+    config["dataset"] = {"instruction_path": f"asked{ending}", "labeled_path": f"labeled{ending}"}
+    save_json("job.json", config)
+    label_job("job.json", f"out{ending}")
+    assert read_records(f"out{ending}") == old
 
 
 def test_what_is_lacking_is_asked_once_and_follows_in_the_order_of_the_instructions(echo):

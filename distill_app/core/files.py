@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -187,15 +187,23 @@ def iter_records(path: str | os.PathLike[str]) -> Iterator[Record]:
         ValueError: it is not what its name says, or a record lacks a field or has another type (its number,
             from 0). What stands before the fault has been yielded by then.
     """
+    number = -1
+    for number, item in enumerate(iter_items(path)):
+        yield as_record(path, number, item)
+    if number < 0:
+        raise EmptyDataError(f"{path}: the list is empty, expected records; check the slice and filters")
+
+
+def iter_items(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Yield what a file of records holds, read as `iter_records` does but not looked at.
+
+    Raises:
+        FileNotFoundError, ValueError: as `iter_records`, but for what is wrong with a record.
+    """
     if not Path(path).is_file():
         read_json(path)  # raises
     readers = {".jsonl": _iter_json_lines, ".parquet": _iter_parquet}
-    items = readers.get(Path(path).suffix, _iter_json_list)(path)
-    number = -1
-    for number, item in enumerate(items):
-        yield _as_record(path, number, item)
-    if number < 0:
-        raise EmptyDataError(f"{path}: the list is empty, expected records; check the slice and filters")
+    yield from readers.get(Path(path).suffix, _iter_json_list)(path)
 
 
 def _iter_json_list(path: str | os.PathLike[str]) -> Iterator[Any]:
@@ -250,19 +258,30 @@ def _iter_parquet(path: str | os.PathLike[str]) -> Iterator[Any]:
         ) from err
 
 
-def _as_record(path: str | os.PathLike[str], number: int, item: Any) -> Record:
+def as_record(
+    path: str | os.PathLike[str],
+    number: int,
+    item: Any,
+    fields: Sequence[str] = RECORD_FIELDS,
+    optional: Sequence[str] = (),
+) -> Record:
+    """Return an item of a file with these fields alone; an optional one that it lacks is empty.
+
+    Raises:
+        ValueError: it is no object, or a field is missing or not text; the file and its number are named.
+    """
     if not isinstance(item, dict):
         raise ValueError(f"{path}: record {number} is {type(item).__name__}, expected an object")
-    for field in RECORD_FIELDS:
-        if field not in item:
+    for field in fields:
+        if field not in item and field not in optional:
             keys = ", ".join(map(str, item)) or "none"
             raise ValueError(
                 f'{path}: record {number} has no "{field}" (keys: {keys}); add the field or drop it'
             )
-        if not isinstance(item[field], str):
+        if not isinstance(item.get(field, ""), str):
             found = type(item[field]).__name__
             raise ValueError(f'{path}: record {number}: "{field}" is {found}, expected text')
-    return {field: item[field] for field in RECORD_FIELDS}
+    return {field: item.get(field, "") for field in fields}
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from distill_app.core.errors import EmptyDataError
-from distill_app.core.files import RECORD_FIELDS, Record, read_json, save_json
+from distill_app.core.files import RECORD_FIELDS, Record, as_record, iter_items, read_json, save_records
 from distill_app.core.jobs import Dataset, Models
 from distill_app.core.models import load_tokenizer
 from distill_app.core.params import Section
@@ -174,6 +174,7 @@ def label_job(config_path: str, out_path: str, logits_out_path: str | None = Non
     config's own files none is written. All records are held in memory, as in EasyDistill.
 
     Args:
+        out_path: a JSON list, or JSON lines or Parquet where the name ends so.
         logits_out_path: gets the teacher's likeliest tokens for each written record; for `kd_white_box`.
 
     Raises:
@@ -191,7 +192,7 @@ def label_job(config_path: str, out_path: str, logits_out_path: str | None = Non
     told = _told(labeled, new, dropped)
     if not labeled and not new:
         raise EmptyDataError(f"{config_path}: nothing to train on: {told}; see to its data or inference keys")
-    save_json(out_path, [*labeled, *new])
+    save_records(out_path, [*labeled, *new])
     if logits_out_path is not None:
         _write_top_logits(job, out_path, logits_out_path)
     return f"label_job: {told}, all in {out_path}"
@@ -281,27 +282,11 @@ def _records(job: LabelJob) -> tuple[list[Record], list[Record]]:
 
 
 def _read_items(path: str, fields: tuple[str, ...]) -> list[Record] | None:
-    """Return the records of a JSON list with these fields alone; None where there is no file."""
+    """Return the records of a file with these fields alone; None where there is no file."""
     if not Path(path).exists():
         return None
-    items = read_json(path)
-    if not isinstance(items, list):
-        raise ValueError(f"{path}: found {type(items).__name__}, expected a list of records")
-    return [_as_record(path, number, item, fields) for number, item in enumerate(items)]
-
-
-def _as_record(path: str, number: int, item: Any, fields: tuple[str, ...]) -> Record:
-    if not isinstance(item, dict):
-        raise ValueError(f"{path}: record {number} is {type(item).__name__}, expected an object")
-    record = {"input": "", **item}  # EasyDistill's own files have no input
-    for field in fields:
-        if field not in record:
-            keys = ", ".join(item) or "none"
-            raise ValueError(f'{path}: record {number} has no "{field}" (keys: {keys}); add it or drop it')
-        if not isinstance(record[field], str):
-            found = type(record[field]).__name__
-            raise ValueError(f'{path}: record {number}: "{field}" is {found}, expected text')
-    return {field: record[field] for field in fields}
+    # EasyDistill's own files have no input
+    return [as_record(path, n, item, fields, optional=("input",)) for n, item in enumerate(iter_items(path))]
 
 
 def _words(record: Record) -> tuple[str, str]:
