@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,11 @@ from unittest import mock
 from distill_app.cli import main
 
 COMMAND = [sys.executable, "-m", "distill_app"]
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell's background job starts with and its children inherit: it ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def distill(*arguments: str, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -45,6 +51,7 @@ class Terminal:
         self.shown = ""
         self.process, self.screen = pty.fork()
         if self.process == 0:
+            heed_interrupts()
             os.environ["TERM"] = "dumb"  # readline then writes no sequences of its own
             os.execv(COMMAND[0], [*COMMAND, *arguments])
 

@@ -1,15 +1,15 @@
 """Conversations: what is shown, what is remembered, and what the keys do."""
 
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commandline import COMMAND, Terminal, distill, distill_here
+from commandline import COMMAND, Terminal, distill, distill_here, heed_interrupts
 from conftest import ROOT, make_tiny_model
 
 from distill_app.commands.asking import visible
@@ -180,7 +180,7 @@ def test_a_question_is_answered_from_the_shell_and_from_a_pipe(tiny_model_dir):
 
 
 def test_a_reader_that_has_gone_is_no_error(tiny_model_dir):
-    pipe = f"yes /help | {sys.executable} -m distill_app chat {tiny_model_dir} | head -1"
+    pipe = f"yes /help | {shlex.join([*COMMAND, 'chat', str(tiny_model_dir)])} | head -1"
     run = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {pipe}; echo ${{PIPESTATUS[1]}}"], capture_output=True, text=True
     )
@@ -277,7 +277,12 @@ def test_ctrl_c_stops_the_answer_ctrl_d_the_chat_and_arrows_bring_back_what_was_
 def test_ctrl_c_ends_a_run_in_a_pipe(endless):
     command = [*COMMAND, "chat", str(endless), "--max-new-tokens", "1800"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     ) as run:
         run.stdin.write("Tell me everything.\nAnd the rest.\n")
         run.stdin.flush()

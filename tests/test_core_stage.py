@@ -9,16 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from commandline import heed_interrupts
 
 from distill_app import save_json, write_system1_config
 from distill_app.core.stage import one_line, report_errors
 
 CHILD = "import sys, time; from distill_app.core.stage import run_stage; run_stage(lambda: (print('up', flush=True), time.sleep(60)))"
-
-
-def heed_interrupts() -> None:
-    """A shell's background job ignores SIGINT, and its children would inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_running(pid: int) -> bool:

@@ -32,6 +32,7 @@ compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_GPU
 mixed_precision: "no"
 num_machines: 1
+main_process_port: 0
 num_processes: 2
 use_cpu: true
 """
