@@ -262,14 +262,18 @@ def test_ctrl_c_stops_the_answer_ctrl_d_the_chat_and_arrows_bring_back_what_was_
     terminal.type("\x03")
     terminal.until(r"\(stopped\)")
     terminal.until("> ")
-    terminal.type("Tell me.\n\x03")  # wherever that meets it, reading or at work
+    terminal.type("Tell me.\n")
+    terminal.until("Tell me\\.\r\n")
+    terminal.type("\x03")  # wherever that meets it, before the first word or after
     terminal.until("> ")
-    terminal.type("a line thrown away\x03")
+    terminal.type("a line thrown away")
+    terminal.until("thrown away")  # before that, Python's input is not yet waiting and hears no signal
+    terminal.type("\x03")
     terminal.until("Ctrl-D or /quit leaves")
     terminal.type("/reset\n")
     terminal.until("forgotten")
-    terminal.type("\x10\x10")  # as arrow up, twice
-    terminal.until("Tell me everything")
+    terminal.type("\x10\x10\x10")  # as arrow up, three times
+    terminal.until(r"everything\.")  # readline draws what differs from the line before
     terminal.type("\x15\x04")  # the line's removal, and Ctrl-D
     assert terminal.exit_code() == 0
 
