@@ -4,6 +4,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -267,12 +268,14 @@ def test_ctrl_c_stops_the_answer_ctrl_d_the_chat_and_arrows_bring_back_what_was_
     terminal.type("\x03")  # wherever that meets it, before the first word or after
     terminal.until("> ")
     terminal.type("a line thrown away")
-    terminal.until("thrown away")  # before that, Python's input is not yet waiting and hears no signal
+    terminal.until("thrown away")
     terminal.type("\x03")
+    time.sleep(0.5)
+    terminal.type("\n")  # a signal that came just before Python's input waited is heard with the line's end
     terminal.until("Ctrl-D or /quit leaves")
     terminal.type("/reset\n")
     terminal.until("forgotten")
-    terminal.type("\x10\x10\x10")  # as arrow up, three times
+    terminal.type("\x10" * 4)  # as arrow up, to the first line of all
     terminal.until(r"everything\.")  # readline draws what differs from the line before
     terminal.type("\x15\x04")  # the line's removal, and Ctrl-D
     assert terminal.exit_code() == 0

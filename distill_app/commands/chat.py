@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from distill_app.commands.asking import add_sampling_arguments, check_chat_template, sampling_of, visible
@@ -57,39 +57,44 @@ def run(args: argparse.Namespace) -> None:
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed:
         print(f"{', '.join(talks)}\n/help shows what you can do\n")
-    for line in _typed_lines() if typed else sys.stdin:
+
+    def heed(line: str) -> bool:
+        """Do what a line says; tell whether the chat goes on."""
         question = line.strip()
-        if question == "/quit":
-            return
         if question == "/reset":
             for talk in talks.values():
                 talk.reset()
             print("(forgotten)", file=sys.stderr)
         elif question == "/help":
             print(COMMANDS)
-        elif question.startswith("/") and len(question.split()) == 1:
+        elif question.startswith("/") and len(question.split()) == 1 and question != "/quit":
             print(f"{visible(question)}: no such command; there are /reset, /help and /quit", file=sys.stderr)
-        elif question:
-            try:
-                _answer_all(talks, question, sampling, console, typed)
-            except KeyboardInterrupt:  # before the first token; later ones end in a reply
-                if not typed:
-                    raise
-                print("\n(stopped)", file=sys.stderr)
+        elif question and question != "/quit":
+            _answer_all(talks, question, sampling, console, typed)
+        return question != "/quit"
+
+    if typed:
+        _heed_typed_lines(heed)
+    else:
+        all(heed(line) for line in sys.stdin)
 
 
-def _typed_lines() -> Iterator[str]:
-    """Yield what is typed until Ctrl-D; Ctrl-C throws away the line."""
+def _heed_typed_lines(heed: Callable[[str], bool]) -> None:
+    """Read lines until the chat ends, as with Ctrl-D; Ctrl-C throws away the line, or stops its answer."""
     import readline  # noqa: F401  # gives `input` history and editing
 
-    while True:
+    goes_on = True
+    while goes_on:
+        note = "(Ctrl-D or /quit leaves)"
         try:
-            yield input("> ")
+            line = input("> ")
+            note = "(stopped)"
+            goes_on = heed(line)
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit leaves)", file=sys.stderr)
+        except KeyboardInterrupt:  # at the line, or before the first token; later ones end in a reply
+            print(f"\n{note}", file=sys.stderr)
 
 
 def _conversations(args: argparse.Namespace) -> dict[str, "Conversation"]:
