@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill_app.core.files import RECORD_FIELDS, new_file
+from distill_app.core.files import RECORD_FIELDS, new_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,8 +29,8 @@ def write_batches(connection: Any, batches: "Batches", paths: Mapping[int, str])
             Sides without a file are left out.
     """
     (suffix,) = {Path(path).suffix for path in paths.values()}
-    with contextlib.ExitStack() as files:
-        opened = {side: files.enter_context(new_file(path)) for side, path in paths.items()}
+    with new_files(paths.values()) as files:
+        opened = dict(zip(paths, files, strict=True))
         if suffix == ".parquet":
             _write_parquet(batches, opened)
         elif suffix == ".jsonl":
