@@ -85,17 +85,23 @@ def number(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> st
 
 
 def truth(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> str:
-    """Return SQL for whether the cell says true or false; null where it says neither."""
+    """Return SQL for whether the cell says true (or 1) or false (or 0); null where it says neither."""
     import pyarrow.types as pt
 
-    if kind is None:
-        return "NULL::BOOLEAN"
-    if _is_json(kind):
+    said = "NULL::BOOLEAN"
+    if kind is not None and _is_json(kind):
         kinds = "('BOOLEAN', 'VARCHAR')" if from_text else "('BOOLEAN')"
-        return f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS BOOLEAN) END"
-    if pt.is_boolean(kind):
-        return cell
-    return f"try_cast({cell} AS BOOLEAN)" if from_text and _is_text(kind) else "NULL::BOOLEAN"
+        said = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS BOOLEAN) END"
+    elif kind is not None and (pt.is_boolean(kind) or (from_text and _is_text(kind))):
+        said = f"try_cast({cell} AS BOOLEAN)"
+    return f"coalesce({said}, CASE {number(cell, kind, from_text)} WHEN 1 THEN true WHEN 0 THEN false END)"
+
+
+def is_given(cell: str, kind: "pa.DataType | None") -> str:
+    """Return SQL for whether the cell holds anything."""
+    if kind is None:
+        return "false"
+    return f"coalesce({kind_of(cell)} <> 'NULL', false)" if _is_json(kind) else f"({cell} IS NOT NULL)"
 
 
 def is_blank(cell: str) -> str:
