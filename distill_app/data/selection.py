@@ -56,7 +56,7 @@ class Selection:
         self.question = question
         self.database = source.database
         self.staged = self.database.scratch / "staged.parquet"
-        with source.named_errors():
+        with source.reading():
             self.database.rows(f"COPY ({sql}) TO {literal(self.staged)} {STAGING}")
         self.database.rows(
             "CREATE TABLE examples AS SELECT file_row_number AS n, row, text_id, output_id, chars, distance,"
@@ -73,7 +73,7 @@ class Selection:
 
     def drop(self, reason: str, numbers: str) -> None:
         """Drop the examples that SQL names by `n`, from a table or view `taken`."""
-        self.database.rows("CREATE OR REPLACE TEMP VIEW taken AS SELECT * FROM examples WHERE reason IS NULL")
+        self._view_taken()
         self.database.rows(f"UPDATE examples SET reason = {literal(reason)} WHERE n IN ({numbers})")
 
     def _view_taken(self) -> None:
@@ -136,7 +136,15 @@ class Selection:
         self.tokens_are = tokenizer_name
 
     def split(self, fraction: float, seed: int) -> None:
-        """Put each example on its side, by its normalised text, as `heldout.split_heldout` does."""
+        """Put each example on its side, by a hash of its normalised text and the seed alone.
+
+        So a text stays on its side when the slice grows. Where that leaves a side empty although `fraction`
+        > 0 and there are two texts, the text nearest to the threshold changes side; it may change back when
+        the slice grows.
+
+        Raises:
+            ValueError: the fraction is not in [0, 1).
+        """
         if not 0 <= fraction < 1:
             raise ValueError(f"heldout_fraction: found {fraction}, expected 0 or more and less than 1")
         self._place_texts(seed)
@@ -199,18 +207,25 @@ class Selection:
         return dict(counts)
 
     def require_some(self, traces_in: int | None = None) -> None:
-        """Raise EmptyDataError, with what each rule took, if no example is left."""
-        if self.database.one("SELECT count(*) FROM examples WHERE reason IS NULL"):
+        """Raise EmptyDataError, with what each rule took, if no example is left to train on."""
+        train, held_out = self.database.rows(
+            f"SELECT count(*) FILTER (side <> {HELDOUT}), count(*) FILTER (side = {HELDOUT})"
+            " FROM examples WHERE reason IS NULL"
+        )[0]
+        if train:
             return
         found = f"{self.rows_in} rows" + (f" with {traces_in} traces" if traces_in is not None else "")
         took = ", ".join(f"{count} {reason}" for reason, count in self.dropped().items())
+        where = f" to train on (held out: {held_out}; " if held_out else " ("
         raise EmptyDataError(
-            f"{self.source.name}: none of {found} is left (dropped: {took or 'nothing'});"
+            f"{self.source.name}: none of {found} is left{where}dropped: {took or 'nothing'});"
             " loosen the filter that took most, or take another slice"
         )
 
     def write(self, outputs: Outputs, seed: int) -> None:
         """Write the files, records by question and questions in order."""
+        # Before anything is written: they are the last that is read of the source
+        rejects = None if outputs.rejects is None else self.rejects(seed)
         paths = {TRAIN: outputs.train, HELDOUT: outputs.heldout}
         wanted = {side: path for side, path in paths.items() if path is not None}
         with self.source.named_errors():
@@ -218,7 +233,7 @@ class Selection:
         if outputs.tokens is not None:
             save_text(outputs.tokens, self.histogram())
         if outputs.rejects is not None:
-            save_json(outputs.rejects, self.rejects(seed))
+            save_json(outputs.rejects, rejects)
 
     def _sides(self) -> "Iterator[tuple[np.ndarray, pa.RecordBatch]]":
         """Yield (sides, records) of what is left, in the order of the output."""
@@ -316,7 +331,7 @@ class Selection:
             row for (row,) in self.database.rows("SELECT DISTINCT row FROM shown WHERE instruction IS NULL")
         ]
         if rows:
-            with self.source.named_errors():
+            with self.source.reading():
                 self.database.rows(
                     f"UPDATE shown SET instruction = left(q.instruction, {SHOWN_CHARACTERS}) FROM"
                     f" (SELECT * FROM ({self.question}) WHERE row IN ({', '.join(map(str, rows))})) q"
