@@ -16,6 +16,7 @@ from selections import prepared, split_heldout, write_rows
 
 from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import iter_records, read_records, save_records
+from distill_app.data.engine import open_database
 from distill_app.data.reasoning import TraceRules, prepare_traces
 from distill_app.data.selection import Outputs, Selection, bin_end
 
@@ -183,7 +184,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_leaves_the_old_files(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_old_files_and_the_next_clears_its_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = run(tmp_path / "out")
     before = contents(folder)
     code = (
@@ -207,10 +210,15 @@ def test_a_killed_run_leaves_the_old_files(tmp_path: Path) -> None:
             assert process.stdout is not None and process.stdout.readline() == b"writing\n"
             process.send_signal(how)
             assert process.wait() != 0
-        if how == signal.SIGTERM:
-            assert list(scratch.iterdir()) == []
+        assert len(list(scratch.iterdir())) == (how == signal.SIGKILL)
     left = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
     assert left == before
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with open_database() as one:
+        assert list(scratch.iterdir()) == [one.scratch]  # what the killed run left is gone
+        with open_database() as other:
+            assert sorted(scratch.iterdir()) == sorted([one.scratch, other.scratch])
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_shard_that_changes_or_goes_while_it_is_read_is_named(
