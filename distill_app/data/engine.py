@@ -10,7 +10,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MEMORY_LIMIT = "448MiB"  # beyond it DuckDB writes to the scratch folder
 MAX_THREADS = 4  # each holds row groups of its own in memory
@@ -36,6 +39,20 @@ class Database:
     def one(self, sql: str, values: Sequence[Any] = ()) -> Any:
         """Run SQL and return the first value of its first row."""
         return self.rows(sql, values)[0][0]
+
+    @contextlib.contextmanager
+    def reading(self, found: "pa.Table | pa.RecordBatchReader") -> Iterator[None]:
+        """Let SQL read Arrow data as `found`, a reader once."""
+        self.connection.register("found", found)
+        try:
+            yield
+        finally:
+            self.connection.unregister("found")
+
+    def over(self, found: "pa.Table | pa.RecordBatchReader", sql: str) -> list[tuple[Any, ...]]:
+        """Run SQL that reads Arrow data as `found`, and return all its rows."""
+        with self.reading(found):
+            return self.rows(sql)
 
 
 @contextlib.contextmanager

@@ -166,15 +166,16 @@ def _selected(
 
 def _require_schema(selection: _Traces, rules: TraceRules) -> None:
     """Raise SchemaError for rows of another shape, or if a rule's column has no value at all."""
-    facts = ", ".join(f"count({name})" for name in (*LEVELS, "teacher"))
-    traces, malformed, *found = selection.database.rows(
-        f"SELECT count(trace), min(fault), {facts} FROM {selection.staged_sql}"
+    facts = (*LEVELS, "teacher")
+    traces, malformed, *found = selection.database.over(
+        selection.staged.read("trace", "fault", *facts),
+        f"SELECT count(trace), min(fault), {', '.join(f'count({name})' for name in facts)} FROM found",
     )[0]
     selection.traces_in = traces
     columns = selection.source.types
     if malformed is not None:
         raise _schema_error(columns, malformed)
-    counts = dict(zip((*LEVELS, "teacher"), found, strict=True))
+    counts = dict(zip(facts, found, strict=True))
     for name in rules.levels_needed:
         if traces and not counts[name]:
             raise _schema_error(
