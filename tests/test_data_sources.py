@@ -239,12 +239,22 @@ def test_a_column_of_nulls_alone_in_one_shard_is_no_fault(
 ) -> None:
     asked = [pa.array([f"{name}{n}" for n in range(2)]) for name in "xyz"]
     given = [pa.nulls(2), others, others.dictionary_encode()]
-    tables = [pa.table({"instruction": i, "input": g}) for i, g in zip(asked, given, strict=True)]
+    tables = [
+        pa.table({"instruction": i, "input": g, "unused": pa.array([["x"], []], pa.list_(kind))})
+        for i, g, kind in zip(asked, given, (pa.string(), pa.string_view(), pa.large_string()), strict=True)
+    ]
     folder = write_shards(tmp_path, *tables[::turn])
     found = prepared(prepare_instructions, folder, "train", InstructionRules(), folder=tmp_path / "out")
     inputs = [["", ""], ["a", "b"], ["a", "b"]][::turn]
     assert [record["input"] for record in found.train] == [text for shard in inputs for text in shard]
     assert found.dropped == {}
+
+
+def test_a_name_that_two_columns_have_is_no_fault_of_a_lone_file(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["x"], [1]], names=["instruction", "other", "other"])
+    folder = write_shards(tmp_path, table)
+    found = prepared(prepare_instructions, folder, "train", InstructionRules(), folder=tmp_path / "out")
+    assert [record["instruction"] for record in found.train] == ["a"]
 
 
 @pytest.mark.parametrize("turn", [1, -1])

@@ -50,12 +50,12 @@ def text(cell: str, kind: "pa.DataType | None") -> str:
         return "NULL::VARCHAR"
     if _is_json(kind):
         return f"CASE WHEN {kind_of(cell)} = 'VARCHAR' THEN {cell} END"
-    return cell if _is_text(kind) else "NULL::VARCHAR"
+    return cell if is_text(kind) else "NULL::VARCHAR"
 
 
 def is_not_text(cell: str, kind: "pa.DataType | None") -> str:
     """Return SQL for whether the cell holds something that is no text."""
-    if kind is None or _is_text(kind):
+    if kind is None or is_text(kind):
         return "false"
     if _is_json(kind):
         return f"coalesce({kind_of(cell)} NOT IN ('VARCHAR', 'NULL'), false)"
@@ -77,7 +77,7 @@ def number(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> st
         found = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS DOUBLE) END"
     elif pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind):
         found = f"{cell}::DOUBLE"
-    elif from_text and _is_text(kind):
+    elif from_text and is_text(kind):
         found = f"try_cast({cell} AS DOUBLE)"
     else:
         return "NULL::DOUBLE"
@@ -92,7 +92,7 @@ def truth(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> str
     if kind is not None and _is_json(kind):
         kinds = "('BOOLEAN', 'VARCHAR')" if from_text else "('BOOLEAN')"
         said = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS BOOLEAN) END"
-    elif kind is not None and (pt.is_boolean(kind) or (from_text and _is_text(kind))):
+    elif kind is not None and (pt.is_boolean(kind) or (from_text and is_text(kind))):
         said = f"try_cast({cell} AS BOOLEAN)"
     return f"coalesce({said}, CASE {number(cell, kind, from_text)} WHEN 1 THEN true WHEN 0 THEN false END)"
 
@@ -130,14 +130,15 @@ def asked_somewhere(rows: str) -> str:
     )
 
 
-def _is_text(kind: "pa.DataType") -> bool:
+def is_text(kind: "pa.DataType") -> bool:
+    """Return whether a column holds texts, however they lie in memory."""
     import pyarrow.types as pt
 
     return (
         pt.is_string(kind)
         or pt.is_large_string(kind)
         or pt.is_string_view(kind)
-        or (pt.is_dictionary(kind) and _is_text(kind.value_type))
+        or (pt.is_dictionary(kind) and is_text(kind.value_type))
     )
 
 

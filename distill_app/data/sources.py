@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_app.core.errors import EmptyDataError
-from distill_app.data.cells import json_cells, json_fault
+from distill_app.data.cells import is_text, json_cells, json_fault
 from distill_app.data.engine import PATTERN, Database, literal, named, named_errors, open_database, told
 
 if TYPE_CHECKING:
@@ -475,10 +475,11 @@ def _one_schema(files: Sequence[Path]) -> "tuple[pa.Schema, bool]":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schemas = {file: _plain(pq.read_schema(file)) for file in files}
+    schemas = {file: _plain_schema(pq.read_schema(file)) for file in files}
     first, *_ = schemas.values()
+    others = {file: schema for file, schema in schemas.items() if schema != first}
     whole = first
-    for file, schema in schemas.items():
+    for file, schema in others.items():
         if sorted(schema.names) != sorted(first.names):
             raise _odd_shard(
                 file, f"columns: {named(sorted(schema.names))}; theirs: {named(sorted(first.names))}"
@@ -487,15 +488,27 @@ def _one_schema(files: Sequence[Path]) -> "tuple[pa.Schema, bool]":
             whole = pa.unify_schemas([whole, schema], promote_options="permissive")
         except pa.ArrowException as err:  # it names the column and both types
             raise _odd_shard(file, told(err)) from err
-    return whole, any(schema != first for schema in schemas.values())
+    return whole, bool(others)
 
 
-def _plain(schema: "pa.Schema") -> "pa.Schema":
-    """Return the schema with the values' types of what is written as a dictionary."""
+def _plain_schema(schema: "pa.Schema") -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(field.with_type(_plain(field.type)) for field in schema)
+
+
+def _plain(kind: "pa.DataType") -> "pa.DataType":
+    """Return the type with one type for all that is text, however Arrow would hold it."""
     import pyarrow as pa
     import pyarrow.types as pt
 
-    return pa.schema(f.with_type(f.type.value_type) if pt.is_dictionary(f.type) else f for f in schema)
+    if is_text(kind):
+        return pa.string()
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pt.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    return kind
 
 
 def _odd_shard(file: Path, fault: str) -> ValueError:
