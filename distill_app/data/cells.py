@@ -12,8 +12,9 @@ from distill_app.data.engine import literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What Python calls white space, which includes the separators of ASCII
-SPACE = r"\t-\r\x{1c}-\x{20}\x{85}\p{Z}"
+# What Python calls white space, which includes the separators of ASCII, without the blank and with it
+ODD_SPACE = r"\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+SPACE = rf"{ODD_SPACE}\x{{20}}"
 
 
 def json_cells(value: str, names: Sequence[str], paths: Sequence[str]) -> str:
@@ -116,9 +117,10 @@ def is_unwritable(cell: str) -> str:
 
 def collapsed(cell: str) -> str:
     """Return SQL for a text with single blanks for white space and none at its ends."""
-    odd = r"[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{3000}]|  |^ | $"
-    squeezed = f"trim(regexp_replace({cell}, '[{SPACE}]+', ' ', 'g'), ' ')"
-    return f"CASE WHEN regexp_matches({cell}, '{odd}') THEN {squeezed} ELSE {cell} END"
+    # A blank that stands alone is no match: each match costs as much as all the rest of a short text
+    squeezed = f"trim(regexp_replace({cell}, '[{SPACE}]{{2,}}|[{ODD_SPACE}]', ' ', 'g'), ' ')"
+    odd = f"regexp_matches({cell}, '[{ODD_SPACE}]|  |^ | $')"
+    return f"CASE WHEN {odd} THEN {squeezed} ELSE {cell} END"
 
 
 def asked_somewhere(rows: str) -> str:
