@@ -1,5 +1,6 @@
-"""Runs a selection over rows written as a file, and gives what came of it."""
+"""Runs a selection over rows written as a file, and gives what came of it; the split in plain Python."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_app.core.files import Record, iter_records
+from distill_app.data.heldout import normalise
 from distill_app.data.instructions import InstructionRules, prepare_instructions
 from distill_app.data.reasoning import TraceRules, prepare_traces
 from distill_app.data.selection import Outputs
@@ -52,6 +54,24 @@ def prepared(prepare: Any, dataset: object, slice_str: str, rules: Any, **option
     outputs = Outputs(str(train), str(heldout), str(folder / "rejects.json"), str(folder / "tokens.csv"))
     metrics = prepare(str(dataset), slice_str, None, rules, outputs=outputs, **options)
     return Selected(read_if_any(train), read_if_any(heldout), metrics)
+
+
+def split_heldout(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Return (train, heldout) as `Selection.split` puts them, both in the order of `records`."""
+    keys = [normalise(f"{record['instruction']} {record['input']}") for record in records]
+    places = {key: place_of(key, seed) for key in keys}
+    held = {key for key, place in places.items() if place < fraction}
+    if fraction > 0 and len(places) > 1:
+        order = sorted(places, key=lambda key: (places[key], key))
+        held = (held or {order[0]}) - ({order[-1]} if len(held) == len(order) else set())
+    train = [record for key, record in zip(keys, records, strict=True) if key not in held]
+    heldout = [record for key, record in zip(keys, records, strict=True) if key in held]
+    return train, heldout
+
+
+def place_of(key: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits are exact in a float
 
 
 def select_traces(folder: Path, rows: list, kind: str = ".jsonl", **rules: Any) -> Selected:

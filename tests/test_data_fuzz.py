@@ -66,7 +66,7 @@ TRACE = st.fixed_dictionaries(
     optional={
         "thought": usual(TEXT),
         "solution": usual(TEXT),
-        "thought_correctness_verify": usual(st.booleans()),
+        "thought_correctness_verify": usual(st.booleans() | st.sampled_from([0, 1, 0.0, 1.0, 2])),
         "Reasoning_Verbosity": LEVELS,
         "Cognitive_Difficulty": LEVELS,
         "teacher": usual(st.sampled_from(["r", "q"])),
@@ -115,7 +115,7 @@ def level_of(trace: dict, name: str) -> float | None:
 
 def plain_reason(question: Any, trace: dict, is_marked: bool, rules: TraceRules) -> str | tuple[str, str]:
     """Return the reason to drop a trace, or its instruction and output."""
-    if rules.verified_only and is_marked and trace.get("thought_correctness_verify") is not True:
+    if rules.verified_only and is_marked and trace.get("thought_correctness_verify") != 1:  # nor true
         return "not verified"
     for name, column in (("rv", "Reasoning_Verbosity"), ("cd", "Cognitive_Difficulty")):
         low, high = rules.bounds(name)
@@ -140,7 +140,7 @@ def plain_reason(question: Any, trace: dict, is_marked: bool, rules: TraceRules)
 
 
 def plain_traces(rows: list, rules: TraceRules) -> tuple[list[dict], Counter[str]]:
-    kept: dict[str, list[str]] = {}
+    kept: dict[str, dict[str, str]] = {}
     dropped: Counter[str] = Counter()
     is_marked = any("thought_correctness_verify" in t for row in rows for t in row["reasoning"] or ())
     for row in rows:
@@ -150,16 +150,18 @@ def plain_traces(rows: list, rules: TraceRules) -> tuple[list[dict], Counter[str
             found = plain_reason(row["question"], trace, is_marked, rules)
             if isinstance(found, str):
                 dropped[found] += 1
-            elif found[1] in kept.setdefault(found[0], []):
+            elif found[1] in kept.setdefault(" ".join(found[0].split()), {}):
                 dropped["duplicate"] += 1
             else:
-                kept[found[0]].append(found[1])
+                kept[" ".join(found[0].split())][found[1]] = found[0]
     records = []
-    for question, outputs in kept.items():
+    for outputs in kept.values():
         best = sorted(outputs, key=len)[: rules.max_traces]
         dropped["over max_traces"] += len(outputs) - len(best)
         records += [
-            {"instruction": question, "input": "", "output": text} for text in outputs if text in best
+            {"instruction": question, "input": "", "output": text}
+            for text, question in outputs.items()
+            if text in best
         ]
     return records, +dropped
 

@@ -1,4 +1,7 @@
-"""The side of a text in the held-out split depends on the text and the seed alone."""
+"""The side of a text in the held-out split depends on the text and the seed alone.
+
+Shown of the plain split, with which the selections are compared.
+"""
 
 import random
 
@@ -6,9 +9,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selections import split_heldout
 
 from distill_app.core.files import Record
-from distill_app.data.heldout import first_of_each_text, normalise, normalise_all, overlap, split_heldout
+from distill_app.data.heldout import normalise, normalise_all, overlap
 
 
 def record(instruction: str, input_text: str = "", output: str = "") -> Record:
@@ -132,22 +136,11 @@ def test_a_fraction_of_nothing_holds_out_nothing() -> None:
     assert split_heldout(RECORDS, 0, 0) == (RECORDS, [])
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
-def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"heldout_fraction: found .*, expected 0 or more and less"):
-        split_heldout(RECORDS, fraction, 0)
-
-
 def test_overlap_counts_the_held_out_records_that_train_has_too() -> None:
     train = [record("Hello, world"), record("other")]
     heldout = [record("hello world!"), record("HELLO WORLD"), record("new")]
     assert overlap(train, heldout) == 2
     assert overlap([], heldout) == overlap(train, []) == 0
-
-
-def test_the_first_record_of_each_text_is_kept() -> None:
-    records = [record("A", output="1"), record("b", output="2"), record("a!", output="3")]
-    assert [item["output"] for item in first_of_each_text(records)] == ["1", "2"]
 
 
 @settings(deadline=None)

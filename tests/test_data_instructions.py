@@ -110,6 +110,15 @@ def test_the_same_instruction_with_another_input_is_no_duplicate(tmp_path: Path)
     assert len(select_instructions(tmp_path, rows).train) == 2
 
 
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_a_field_that_the_first_rows_lack_is_read(tmp_path: Path, kind: str) -> None:
+    rows = [row(f"Say {n}.") for n in range(1000)]
+    rows += [row("Translate into French.", input=f"word {n}", output=str(n)) for n in range(500)]
+    selected = select_instructions(tmp_path, rows, kind)
+    assert selected.dropped == {}
+    assert [record["input"] for record in selected.train[1000:]] == [f"word {n}" for n in range(500)]
+
+
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
 def test_rows_without_an_instruction_column_name_the_columns_found(tmp_path: Path, kind: str) -> None:
     with pytest.raises(SchemaError, match="found columns answer, prompt; expected instruction"):

@@ -2,13 +2,18 @@
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from selections import prepared, select_instructions, write_rows
 
+from distill_app.core.errors import EmptyDataError
 from distill_app.data.instructions import InstructionRules, prepare_instructions
-from distill_app.data.likeness import grams, words
+from distill_app.data.likeness import grams, has_any, words
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -62,6 +67,23 @@ def test_what_shares_words_in_a_row_with_a_benchmark_is_not_trained_on(tmp_path:
         select_instructions(tmp_path, rows, overlap_words=13, benchmarks=("./none.json",))
 
 
+@given(st.lists(st.integers(0, 2**64 - 1)), st.lists(st.integers(0, 2**64 - 1)), st.lists(st.integers(0, 9)))
+def test_a_number_is_found_among_sorted_ones_wherever_it_stands(one: list, other: list, both: list) -> None:
+    ordered = np.unique(np.array([*one, *both], np.uint64))
+    for wanted in (other, [*other, *both], [*other, *one[:1]], []):
+        assert has_any(ordered, np.array(wanted, np.uint64)) == bool({*one, *both} & set(wanted))
+
+
+def test_a_text_is_looked_up_without_touching_all_that_is_guarded() -> None:
+    ordered, wanted = np.arange(0, 2_000_000, 2, dtype=np.uint64), np.arange(1, 1001, 2, dtype=np.uint64)
+    tracemalloc.start()
+    try:
+        assert not has_any(ordered, wanted)
+        assert tracemalloc.get_traced_memory()[1] < ordered.nbytes / 100
+    finally:
+        tracemalloc.stop()
+
+
 def test_what_shares_words_in_a_row_with_a_held_out_text_is_not_trained_on(tmp_path: Path) -> None:
     common = sentence(7, 8)
     rows = [row(" ".join([f"start{n}", *common, f"end{n}"])) for n in range(20)]
@@ -75,3 +97,18 @@ def test_what_shares_words_in_a_row_with_a_held_out_text_is_not_trained_on(tmp_p
     alike = [record for record in plain.train if record["instruction"].startswith("start")]
     assert alike and strict.train == [record for record in plain.train if record not in alike]
     assert strict.dropped == {"overlap with held-out": len(alike)}
+
+
+def test_an_overlap_rule_that_leaves_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
+    common = " ".join(sentence(7, 8))
+    path = write_rows(tmp_path / "rows.parquet", [row(f"start{n} {common} end{n}") for n in range(20)])
+    with pytest.raises(EmptyDataError, match=r"\(held out: \d+; dropped: \d+ overlap with held-out\)"):
+        prepared(
+            prepare_instructions,
+            path,
+            "train",
+            InstructionRules(overlap_words=8),
+            heldout_fraction=0.3,
+            folder=tmp_path / "out",
+        )
+    assert list((tmp_path / "out").iterdir()) == []

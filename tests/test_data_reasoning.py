@@ -103,6 +103,49 @@ def test_a_flat_trace_goes_only_where_it_was_found_wrong(tmp_path: Path, kind: s
     assert select_traces(tmp_path, rows, kind).outputs == ["True", "None"]
 
 
+@pytest.mark.parametrize("one", [1, 1.0])
+@KINDS
+def test_marks_of_one_and_zero_are_true_and_false(tmp_path: Path, kind: str, one: float) -> None:
+    marks = {"right": one, "wrong": 0 * one, "neither": 2 * one, "none": None}
+    flat = [
+        {"question": "a", "cot": text, "thought_correctness_verify": mark} for text, mark in marks.items()
+    ]
+    selected = select_traces(tmp_path, flat, kind)
+    assert selected.outputs == ["right", "none"] and selected.dropped == {"not verified": 2}
+    nested = [question(*(trace(text, ok=mark) for text, mark in marks.items()))]
+    selected = select_traces(tmp_path, nested, kind)
+    assert selected.outputs == ["right"] and selected.dropped == {"not verified": 3}
+    assert len(select_traces(tmp_path, nested, kind, verified_only=False).train) == 4
+
+
+def test_marks_of_one_and_zero_in_csv_are_true_and_false(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    marks = ("1", "0", "1.0", "0.0", "true", "FALSE", "", "perhaps")
+    lines = "".join(f"a,is {mark},{mark}\n" for mark in marks)
+    path.write_text(f"question,cot,thought_correctness_verify\n{lines}")
+    selected = prepared(prepare_traces, path, "train", TraceRules(), folder=tmp_path / "out")
+    assert selected.outputs == ["is 1", "is 1.0", "is true", "is "]
+    assert selected.dropped == {"not verified": 4}
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_a_field_that_the_first_rows_lack_is_read(tmp_path: Path, kind: str) -> None:
+    flat = [{"question": str(n), "cot": "x"} for n in range(1000)]
+    late = {"question": "late", "cot": "y", "thought_correctness_verify": False, "rv_score": 9}
+    assert select_traces(tmp_path, [*flat, late], kind).dropped == {"not verified": 1}
+    assert select_traces(tmp_path, [*flat, late], kind, rv_min=9, verified_only=False).outputs == ["y"]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_a_field_that_the_first_traces_lack_is_read(tmp_path: Path, kind: str) -> None:
+    bare = [question({"thought": "x", "solution": "y"}, text=str(n)) for n in range(1000)]
+    late = question({"full_response": "right", "thought_correctness_verify": True}, trace("wrong", ok=False))
+    selected = select_traces(tmp_path, [*bare, late], kind)
+    assert selected.outputs == ["right"] and selected.dropped == {"not verified": 1001}
+    selected = select_traces(tmp_path, [*bare, late], kind, verified_only=False)
+    assert len(selected.train) == 1002 and selected.outputs[-2:] == ["right", "wrong"]
+
+
 def test_a_csv_file_has_levels_and_marks_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(
@@ -203,6 +246,19 @@ def test_the_traces_of_a_question_are_counted_together_over_rows(tmp_path: Path,
         ("b", "y"),
     ]
     assert selected.dropped == {"duplicate": 1}
+
+
+@KINDS
+def test_a_question_with_other_white_space_is_the_same_question(tmp_path: Path, kind: str) -> None:
+    asked = ("What is 2+2?", "What  is 2+2?", " What is\n2+2?", "What is 2 + 2?")
+    rows = [question(trace("four four"), trace(f"4{n}"), text=text) for n, text in enumerate(asked)]
+    assert select_traces(tmp_path, rows, kind).dropped == {"duplicate": 2}
+    selected = select_traces(tmp_path, rows, kind, max_traces=1)
+    assert [(record["instruction"], record["output"]) for record in selected.train] == [
+        ("What is 2+2?", "40"),
+        ("What is 2 + 2?", "43"),
+    ]
+    assert selected.dropped == {"duplicate": 2, "over max_traces": 4}
 
 
 def test_max_traces_of_nothing_is_refused() -> None:

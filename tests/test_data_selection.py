@@ -1,5 +1,6 @@
 """What both selections share: files, order, the split, and the same bytes whatever did the work."""
 
+import errno
 import os
 import random
 import shutil
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from selections import prepared, write_rows
+from selections import prepared, split_heldout, write_rows
 
+from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import iter_records, read_records, save_records
-from distill_app.data.heldout import split_heldout
+from distill_app.data.engine import open_database
 from distill_app.data.reasoning import TraceRules, prepare_traces
-from distill_app.data.selection import Outputs, bin_end
+from distill_app.data.selection import Outputs, Selection, bin_end
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "sample" / "OmniThought"
@@ -84,9 +86,9 @@ def test_the_split_is_that_of_the_plain_function(tmp_path: Path, shards: Path) -
     train, heldout = split_heldout(whole, 0.2, 3)
     firsts = {record["instruction"]: record for record in reversed(heldout)}
     assert read_records(folder / "train.json") == train
-    assert read_records(folder / "heldout.json") == list(dict.fromkeys(firsts)) or read_records(
-        folder / "heldout.json"
-    ) == [record for record in heldout if firsts[record["instruction"]] is record]
+    assert read_records(folder / "heldout.json") == [
+        record for record in heldout if firsts[record["instruction"]] is record
+    ]
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.999999999])
@@ -99,6 +101,23 @@ def test_two_questions_leave_no_side_empty(tmp_path: Path, fraction: float) -> N
         plain = [{"instruction": q, "input": "", "output": "x"} for q in ("a", "b", "A!")]
         train, heldout = split_heldout(plain, fraction, seed)
         assert found.train == train and found.heldout == heldout[:1] and train
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
+def test_a_fraction_out_of_range_is_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"heldout_fraction: found .*, expected 0 or more and less"):
+        prepared(
+            prepare_traces, SAMPLE, "train[:5]", TraceRules(), heldout_fraction=fraction, folder=tmp_path
+        )
+
+
+def test_a_training_side_without_examples_is_an_error_that_says_what_was_held_out(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"question": "a", "cot": f"x{n}"} for n in (1, 2, 2)])
+    with pytest.raises(
+        EmptyDataError, match=r"left to train on \(held out: 2; dropped: 1 duplicate\); loosen"
+    ):
+        prepared(prepare_traces, path, "train", TraceRules(), heldout_fraction=0.999, folder=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_questions_that_come_again_far_away_stand_together(tmp_path: Path) -> None:
@@ -131,6 +150,25 @@ def test_the_files_of_one_run_are_replaced_together_or_not_at_all(
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_a_disk_that_fills_up_with_the_last_file_leaves_all_the_old_ones(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(tmp_path / "out", suffix=suffix)
+    before = contents(folder)
+    synced: list[int] = []
+
+    def fsync(number: int) -> None:
+        synced.append(number)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="no space left on device"):
+        run(folder, suffix=suffix, rules=TraceRules(max_traces=1))
+    assert len(synced) == 2 and contents(folder) == before
+
+
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -146,7 +184,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_leaves_the_old_files(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_old_files_and_the_next_clears_its_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = run(tmp_path / "out")
     before = contents(folder)
     code = (
@@ -170,10 +210,15 @@ def test_a_killed_run_leaves_the_old_files(tmp_path: Path) -> None:
             assert process.stdout is not None and process.stdout.readline() == b"writing\n"
             process.send_signal(how)
             assert process.wait() != 0
-        if how == signal.SIGTERM:
-            assert list(scratch.iterdir()) == []
+        assert len(list(scratch.iterdir())) == (how == signal.SIGKILL)
     left = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
     assert left == before
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with open_database() as one:
+        assert list(scratch.iterdir()) == [one.scratch]  # what the killed run left is gone
+        with open_database() as other:
+            assert sorted(scratch.iterdir()) == sorted([one.scratch, other.scratch])
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_shard_that_changes_or_goes_while_it_is_read_is_named(
@@ -184,6 +229,7 @@ def test_a_shard_that_changes_or_goes_while_it_is_read_is_named(
     copy = shutil.copytree(shards, tmp_path / "set")
     victim = sorted(copy.rglob("*.parquet"))[3]
     shape = reasoning._shape
+    before = contents(run(tmp_path / "out", rules=TraceRules(max_traces=1)))
 
     def before_reading(act: object) -> None:
         monkeypatch.setattr(reasoning, "_shape", lambda source: (act(), shape(source))[1])  # type: ignore[operator]
@@ -195,9 +241,26 @@ def test_a_shard_that_changes_or_goes_while_it_is_read_is_named(
     before_reading(touch)
     with pytest.raises(ValueError, match=f"^{victim}: the file has changed while it was read; run again"):
         run(tmp_path / "out", copy)
+    assert contents(tmp_path / "out") == before
     before_reading(victim.unlink)
     with pytest.raises(FileNotFoundError, match=f"^{victim}: the file has gone while it was read"):
         run(tmp_path / "out", copy)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_shard_that_changes_before_its_rejects_are_read_again_is_named(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(shards, tmp_path / "set")
+    victim = sorted(copy.rglob("*.parquet"))[3]
+    before = contents(run(tmp_path / "out", rules=TraceRules(max_traces=1)))
+    split = Selection.split
+    monkeypatch.setattr(
+        Selection, "split", lambda *arguments: (os.utime(victim, ns=(0, 1)), split(*arguments))
+    )
+    with pytest.raises(ValueError, match=f"^{victim}: the file has changed while it was read; run again"):
+        run(tmp_path / "out", copy)
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_shard_damaged_in_the_middle_is_named(tmp_path: Path, shards: Path) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from selections import prepared
 
 from distill_app.core.errors import EmptyDataError
+from distill_app.data.instructions import InstructionRules, prepare_instructions
+from distill_app.data.reasoning import TraceRules, prepare_traces
 from distill_app.data.sources import load_rows, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,6 +192,89 @@ def test_shards_with_different_columns_name_the_odd_one(folder: Path) -> None:
     pq.write_table(pa.table({"other": [1]}), odd)
     with pytest.raises(ValueError, match=f"^{odd}: cannot be read .*other"):
         load(str(folder), "train")
+
+
+def write_shards(tmp_path: Path, *shards: pa.Table) -> Path:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, table in enumerate(shards):
+        pq.write_table(table, folder / f"train-{number:05d}-of-{len(shards):05d}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kinds"),
+    [(["a"], [5], "string vs int64"), ([5], ["a"], "int64 vs string"), ([True], [1], "bool vs int64")],
+)
+def test_shards_whose_columns_hold_other_kinds_of_values_name_the_odd_one_and_both_kinds(
+    tmp_path: Path, one: list, other: list, kinds: str
+) -> None:
+    folder = write_shards(tmp_path, pa.table({"output": one}), pa.table({"output": other}))
+    odd = folder / "train-00001-of-00002.parquet"
+    with pytest.raises(
+        ValueError, match=f"^{odd}: cannot be read .*Field output .*{kinds}.*; mend"
+    ) as caught:
+        load(str(folder), "train")
+    assert "\n" not in str(caught.value)
+    assert len(load(str(folder), "train[:1]")) == 1
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_shards_of_other_number_types_keep_their_values(tmp_path: Path, turn: int) -> None:
+    tables = [
+        pa.table({"question": [f"{name}{n}" for n in range(4)], "cot": ["x"] * 4, "rv_score": levels})
+        for name, levels in (("a", [1, 3, 4, 3]), ("b", [3.4, 3.0, 2.5, 9.0]), ("c", pa.nulls(4)))
+    ]
+    folder = write_shards(tmp_path, *tables[::turn])
+    for slice_str, kept in (("train", 5), ("train[1:-1]", 4)):
+        found = prepared(prepare_traces, folder, slice_str, TraceRules(rv_max=3), folder=tmp_path / "out")
+        questions = sorted(record["instruction"] for record in found.train)
+        assert not {"a2", "b0", "b3"} & set(questions) and len(questions) == kept
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("others", [pa.array(["a", "b"]), pa.array(["a", "b"], pa.large_string())])
+def test_a_column_of_nulls_alone_in_one_shard_is_no_fault(
+    tmp_path: Path, turn: int, others: pa.Array
+) -> None:
+    asked = [pa.array([f"{name}{n}" for n in range(2)]) for name in "xyz"]
+    given = [pa.nulls(2), others, others.dictionary_encode()]
+    tables = [
+        pa.table({"instruction": i, "input": g, "unused": pa.array([["x"], []], pa.list_(kind))})
+        for i, g, kind in zip(asked, given, (pa.string(), pa.string_view(), pa.large_string()), strict=True)
+    ]
+    folder = write_shards(tmp_path, *tables[::turn])
+    found = prepared(prepare_instructions, folder, "train", InstructionRules(), folder=tmp_path / "out")
+    inputs = [["", ""], ["a", "b"], ["a", "b"]][::turn]
+    assert [record["input"] for record in found.train] == [text for shard in inputs for text in shard]
+    assert found.dropped == {}
+
+
+def test_a_name_that_two_columns_have_is_no_fault_of_a_lone_file(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["x"], [1]], names=["instruction", "other", "other"])
+    folder = write_shards(tmp_path, table)
+    found = prepared(prepare_instructions, folder, "train", InstructionRules(), folder=tmp_path / "out")
+    assert [record["instruction"] for record in found.train] == ["a"]
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_what_the_traces_of_one_shard_lack_is_read_from_the_others(tmp_path: Path, turn: int) -> None:
+    bare = {"full_response": "bare", "thought_correctness_verify": None, "Reasoning_Verbosity": None}
+    level = {"judge": "j", "level": 3}
+    marked = bare | {"full_response": "ok", "thought_correctness_verify": True, "Reasoning_Verbosity": level}
+    wrong = marked | {"full_response": "wrong", "thought_correctness_verify": False}
+    tables = [
+        pa.Table.from_pylist([{"question": name, "reasoning": traces}])
+        for name, traces in (
+            ("a", [bare]),
+            ("b", [marked, wrong]),
+            ("c", []),
+            ("d", [{"full_response": "x"}]),
+        )
+    ]
+    folder = write_shards(tmp_path, *tables[::turn])
+    found = prepared(prepare_traces, folder, "train", TraceRules(rv_max=3), folder=tmp_path / "out")
+    assert found.outputs == ["ok"] and found.dropped == {"no trace": 1, "not verified": 3}
 
 
 @pytest.mark.parametrize(

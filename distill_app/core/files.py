@@ -94,17 +94,28 @@ def new_json_list(path: str | os.PathLike[str]) -> Iterator[Callable[[Any], None
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Give a file to write beside `path` that takes its place when the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(path)
+    with new_files([path]) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def new_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[list[BinaryIO]]:
+    """Give a file to write beside each path; they take their places together, when all is on disk."""
+    parts = {_part_of(path): path for path in map(Path, paths)}
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with contextlib.ExitStack() as files:
+            for path in parts.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            opened: list[BinaryIO] = [files.enter_context(part.open("wb")) for part in parts]
+            yield opened
+            for file in opened:
+                file.flush()
+                os.fsync(file.fileno())
+        for part, path in parts.items():
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
 def save_records(path: str | os.PathLike[str], records: Iterable[Record]) -> int:

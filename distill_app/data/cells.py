@@ -12,8 +12,9 @@ from distill_app.data.engine import literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What Python calls white space, which includes the separators of ASCII
-SPACE = r"\t-\r\x{1c}-\x{20}\x{85}\p{Z}"
+# What Python calls white space, which includes the separators of ASCII, without the blank and with it
+ODD_SPACE = r"\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+SPACE = rf"{ODD_SPACE}\x{{20}}"
 
 
 def json_cells(value: str, names: Sequence[str], paths: Sequence[str]) -> str:
@@ -50,12 +51,12 @@ def text(cell: str, kind: "pa.DataType | None") -> str:
         return "NULL::VARCHAR"
     if _is_json(kind):
         return f"CASE WHEN {kind_of(cell)} = 'VARCHAR' THEN {cell} END"
-    return cell if _is_text(kind) else "NULL::VARCHAR"
+    return cell if is_text(kind) else "NULL::VARCHAR"
 
 
 def is_not_text(cell: str, kind: "pa.DataType | None") -> str:
     """Return SQL for whether the cell holds something that is no text."""
-    if kind is None or _is_text(kind):
+    if kind is None or is_text(kind):
         return "false"
     if _is_json(kind):
         return f"coalesce({kind_of(cell)} NOT IN ('VARCHAR', 'NULL'), false)"
@@ -77,7 +78,7 @@ def number(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> st
         found = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS DOUBLE) END"
     elif pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind):
         found = f"{cell}::DOUBLE"
-    elif from_text and _is_text(kind):
+    elif from_text and is_text(kind):
         found = f"try_cast({cell} AS DOUBLE)"
     else:
         return "NULL::DOUBLE"
@@ -85,17 +86,23 @@ def number(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> st
 
 
 def truth(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> str:
-    """Return SQL for whether the cell says true or false; null where it says neither."""
+    """Return SQL for whether the cell says true (or 1) or false (or 0); null where it says neither."""
     import pyarrow.types as pt
 
-    if kind is None:
-        return "NULL::BOOLEAN"
-    if _is_json(kind):
+    said = "NULL::BOOLEAN"
+    if kind is not None and _is_json(kind):
         kinds = "('BOOLEAN', 'VARCHAR')" if from_text else "('BOOLEAN')"
-        return f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS BOOLEAN) END"
-    if pt.is_boolean(kind):
-        return cell
-    return f"try_cast({cell} AS BOOLEAN)" if from_text and _is_text(kind) else "NULL::BOOLEAN"
+        said = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS BOOLEAN) END"
+    elif kind is not None and (pt.is_boolean(kind) or (from_text and is_text(kind))):
+        said = f"try_cast({cell} AS BOOLEAN)"
+    return f"coalesce({said}, CASE {number(cell, kind, from_text)} WHEN 1 THEN true WHEN 0 THEN false END)"
+
+
+def is_given(cell: str, kind: "pa.DataType | None") -> str:
+    """Return SQL for whether the cell holds anything."""
+    if kind is None:
+        return "false"
+    return f"coalesce({kind_of(cell)} <> 'NULL', false)" if _is_json(kind) else f"({cell} IS NOT NULL)"
 
 
 def is_blank(cell: str) -> str:
@@ -110,9 +117,10 @@ def is_unwritable(cell: str) -> str:
 
 def collapsed(cell: str) -> str:
     """Return SQL for a text with single blanks for white space and none at its ends."""
-    odd = r"[\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{3000}]|  |^ | $"
-    squeezed = f"trim(regexp_replace({cell}, '[{SPACE}]+', ' ', 'g'), ' ')"
-    return f"CASE WHEN regexp_matches({cell}, '{odd}') THEN {squeezed} ELSE {cell} END"
+    # A blank that stands alone is no match: each match costs as much as all the rest of a short text
+    squeezed = f"trim(regexp_replace({cell}, '[{SPACE}]{{2,}}|[{ODD_SPACE}]', ' ', 'g'), ' ')"
+    odd = f"regexp_matches({cell}, '[{ODD_SPACE}]|  |^ | $')"
+    return f"CASE WHEN {odd} THEN {squeezed} ELSE {cell} END"
 
 
 def asked_somewhere(rows: str) -> str:
@@ -124,14 +132,15 @@ def asked_somewhere(rows: str) -> str:
     )
 
 
-def _is_text(kind: "pa.DataType") -> bool:
+def is_text(kind: "pa.DataType") -> bool:
+    """Return whether a column holds texts, however they lie in memory."""
     import pyarrow.types as pt
 
     return (
         pt.is_string(kind)
         or pt.is_large_string(kind)
         or pt.is_string_view(kind)
-        or (pt.is_dictionary(kind) and _is_text(kind.value_type))
+        or (pt.is_dictionary(kind) and is_text(kind.value_type))
     )
 
 

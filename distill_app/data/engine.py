@@ -2,16 +2,22 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MEMORY_LIMIT = "448MiB"  # beyond it DuckDB writes to the scratch folder
 MAX_THREADS = 4  # each holds row groups of its own in memory
+SCRATCH = "distill-scratch-"  # how the names of scratch folders begin
 PATTERN = re.compile(r"[*?\[\]]")  # DuckDB takes such a path for a pattern
 ADVICE = re.compile(
     " Possible fixes: | Possible solutions: | Possible Solution: | Try auto-detecting | LINE 1: "
@@ -34,6 +40,20 @@ class Database:
         """Run SQL and return the first value of its first row."""
         return self.rows(sql, values)[0][0]
 
+    @contextlib.contextmanager
+    def reading(self, found: "pa.Table | pa.RecordBatchReader") -> Iterator[None]:
+        """Let SQL read Arrow data as `found`, a reader once."""
+        self.connection.register("found", found)
+        try:
+            yield
+        finally:
+            self.connection.unregister("found")
+
+    def over(self, found: "pa.Table | pa.RecordBatchReader", sql: str) -> list[tuple[Any, ...]]:
+        """Run SQL that reads Arrow data as `found`, and return all its rows."""
+        with self.reading(found):
+            return self.rows(sql)
+
 
 @contextlib.contextmanager
 def open_database(threads: int | None = None) -> Iterator[Database]:
@@ -44,20 +64,52 @@ def open_database(threads: int | None = None) -> Iterator[Database]:
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="distill-data-", ignore_cleanup_errors=True) as folder:
+    with _scratch_folder() as folder:
         config: dict[str, Any] = {
             "memory_limit": MEMORY_LIMIT,
             "threads": threads or min(os.cpu_count() or 1, MAX_THREADS),
-            "temp_directory": f"{folder}/overflow",
+            "temp_directory": str(folder / "overflow"),
             "preserve_insertion_order": True,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
         }
         connection = duckdb.connect(config=config)
         try:
-            yield Database(connection, Path(folder))
+            yield Database(connection, folder)
         finally:
             connection.close()
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Give a folder under TMPDIR, after clearing those that killed runs have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_NB):
+            shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        folder = None
+        while folder is None or not folder.exists():  # cleared by another run before it was locked
+            folder = Path(
+                held.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True))
+            )
+            with contextlib.suppress(OSError):  # a disk without locks, so nothing will be cleared on it
+                held.enter_context(_locked(folder))
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    """Hold the lock of a folder, which goes with this process however that ends.
+
+    Raises:
+        OSError: there are no locks, or with LOCK_NB: another holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def literal(value: object) -> str:

@@ -123,8 +123,8 @@ def _selected(
         selection.drop_duplicates()
         if rules.near_duplicates is not None:
             drop_near_duplicates(selection, rules.near_duplicates, seed)
-        selection.require_some()
         selection.split(heldout_fraction, seed)
+        selection.require_some()
         if rules.overlap_words is not None:
             drop_benchmark_texts(selection, rules.overlap_words, rules.benchmarks)
             selection.require_some()

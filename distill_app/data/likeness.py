@@ -67,9 +67,17 @@ def drop_benchmark_texts(selection: "Selection", count: int, files: Sequence[str
         found: list[int] = []
         for numbers, batch in _texts(selection, "SELECT n FROM taken WHERE side = 1"):
             for n, text in zip(numbers.tolist(), batch, strict=True):
-                if np.isin(np.fromiter(_hashes([text], count), np.uint64), guarded, kind="sort").any():
+                if has_any(guarded, np.fromiter(_hashes([text], count), np.uint64)):
                     found.append(n)
         selection.drop_numbers(reason, found)
+
+
+def has_any(ordered: "np.ndarray[Any, Any]", wanted: "np.ndarray[Any, Any]") -> bool:
+    """Return whether sorted numbers have one of those wanted; np.isin would sort them again."""
+    if len(ordered) == 0:
+        return False
+    places = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
+    return bool((ordered[places] == wanted).any())
 
 
 def _hashes(texts: Iterable[str], count: int) -> Iterator[int]:

@@ -8,7 +8,9 @@ from typing import Any
 from distill_app.core.errors import SchemaError
 from distill_app.data.cells import (
     asked_somewhere,
+    collapsed,
     is_blank,
+    is_given,
     is_not_text,
     is_unwritable,
     json_cells,
@@ -36,10 +38,12 @@ class TraceRules:
     Args:
         rv_min, rv_max, cd_min, cd_max: inclusive bounds of Reasoning Verbosity and Cognitive Difficulty,
             0 to 9 as OmniThought annotates them.
-        verified_only: drop what was found wrong, and of nested traces what nobody checked. Where there is
-            no such column at all, every trace stays.
+        verified_only: drop what was found wrong, and of nested traces what nobody checked. A mark is true or
+            false, or 1 or 0, any other is as good as wrong. Where there is no such column at all, every trace
+            stays.
         teachers: only traces that these wrote.
-        max_traces: so many a question: those nearest to the target levels, and of equals the shortest.
+        max_traces: so many a question, however its white space is written: those nearest to the target
+            levels, and of equals the shortest.
         rv_target, cd_target: the levels looked for; None for both takes the shortest (in characters).
         max_tokens: of prompt, trace and end of sequence, as training counts them, by `tokenizer`.
         tokenizer: folder or Hub id of the student.
@@ -94,7 +98,8 @@ def prepare_traces(
     """Write a slice's traces, training and held out (one a question), and return their counts.
 
     Records come by question, in dataset order; `output` is the full response, or thought and solution
-    where that is empty. `dropped` counts traces by reason, but for "no trace" and what is wrong with a
+    where that is empty. Of duplicates (the same output, to the letter, to the same question but for white
+    space) the first stays. `dropped` counts traces by reason, but for "no trace" and what is wrong with a
     JSON row, which count rows.
 
     Raises:
@@ -153,23 +158,24 @@ def _selected(
         if rules.max_traces is not None:
             place = "row_number() OVER (PARTITION BY text_id ORDER BY distance NULLS LAST, chars, n)"
             selection.drop("over max_traces", f"SELECT n FROM taken QUALIFY {place} > {rules.max_traces}")
-        selection.require_some(selection.traces_in)
         selection.split(heldout_fraction, seed)
+        selection.require_some(selection.traces_in)
         selection.drop_further_heldout()
         yield selection
 
 
 def _require_schema(selection: _Traces, rules: TraceRules) -> None:
     """Raise SchemaError for rows of another shape, or if a rule's column has no value at all."""
-    facts = ", ".join(f"count({name})" for name in (*LEVELS, "teacher"))
-    traces, malformed, *found = selection.database.rows(
-        f"SELECT count(trace), min(fault), {facts} FROM {selection.staged_sql}"
+    facts = (*LEVELS, "teacher")
+    traces, malformed, *found = selection.database.over(
+        selection.staged.read("trace", "fault", *facts),
+        f"SELECT count(trace), min(fault), {', '.join(f'count({name})' for name in facts)} FROM found",
     )[0]
     selection.traces_in = traces
     columns = selection.source.types
     if malformed is not None:
         raise _schema_error(columns, malformed)
-    counts = dict(zip((*LEVELS, "teacher"), found, strict=True))
+    counts = dict(zip(facts, found, strict=True))
     for name in rules.levels_needed:
         if traces and not counts[name]:
             raise _schema_error(
@@ -222,7 +228,8 @@ def _staging(shape: _Shape, rules: TraceRules) -> str:
     read = f"SELECT row, trace, fault, rv, cd, teacher, is_verified, early, {texts} FROM ({early})"
     return (
         f"SELECT row, trace, coalesce(early, {case(LATE_CHECKS)}) AS reason, fault, rv, cd, teacher,"
-        " is_verified, length(output) AS chars, hash(instruction, input) AS text_id,"
+        " is_verified, length(output) AS chars,"
+        f" hash({collapsed('instruction')}, {collapsed('input')}) AS text_id,"
         f" hash(output) AS output_id, ({' + '.join(gaps) or '0'})::DOUBLE AS distance,"
         " strlen(instruction) + strlen(input) + strlen(output) AS bytes,"
         " instruction, input, output"
@@ -264,7 +271,8 @@ def _flat(source: Source) -> _Shape:
         return f"coalesce({', '.join(f'CASE WHEN NOT {is_blank(cell)} THEN {cell} END' for cell in cells)})"
 
     read = [name for name in (*QUESTION_COLUMNS, *TRACE_COLUMNS, "input") if name in types]
-    verified = truth(f'"{VERIFIED}"', types.get(VERIFIED), from_text=True)
+    mark = f'"{VERIFIED}"', types.get(VERIFIED)
+    verified = f"coalesce({truth(*mark, from_text=True)}, NOT {is_given(*mark)})"
     instruction = first(QUESTION_COLUMNS)
     renamed = "fault AS row_fault, teacher AS wrote" + (", teacher_kind AS wrote_kind" * source.is_json)
     return _Shape(
@@ -275,7 +283,7 @@ def _flat(source: Source) -> _Shape:
         input=text("input", types.get("input")),
         output=first(TRACE_COLUMNS),
         is_not_text=" OR ".join(is_not_text(f'"{name}"', types[name]) for name in read),
-        is_verified=f"coalesce({verified}, true)",
+        is_verified=verified,
         teacher=text("wrote", types.get("teacher")),
         rv=number("rv_score", types.get("rv_score"), from_text=True),
         cd=number("cd_score", types.get("cd_score"), from_text=True),

@@ -1,6 +1,6 @@
 """What both systems' selections share: rules over staged examples, the split, the counts, the files.
 
-The rules that SQL can say run while the source is read, once. All examples are staged in a Parquet file, in
+The rules that SQL can say run while the source is read, once. All examples are staged in an Arrow file, in
 order, with the texts of those that are left. Later rules work on a small table of numbers and read the staged
 texts as a stream, so memory does not grow with the texts.
 """
@@ -17,6 +17,7 @@ from distill_app.core.prompts import Mode, format_prompt, format_response
 from distill_app.data.engine import literal
 from distill_app.data.heldout import normalise_all
 from distill_app.data.sources import Source
+from distill_app.data.staged import Staged
 from distill_app.data.writing import write_batches
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ if TYPE_CHECKING:
 
 TRAIN, HELDOUT = 1, 2
 BYTES_A_TOKEN = 4  # of UTF-8, where no tokenizer is named
-BATCH_ROWS = 20_480  # as many as a staged row group holds
 REJECTS_A_REASON = 20
 SHOWN_CHARACTERS = 200  # of a reject's text
-# Written once and read a few times: neither compression nor dictionaries pay
-STAGING = "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1)"
+NEEDED_LATER = ("n", "row", "text_id", "output_id", "chars", "distance", "bytes")
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,19 @@ class Selection:
         self.source = source
         self.question = question
         self.database = source.database
-        self.staged = self.database.scratch / "staged.parquet"
-        with source.named_errors():
-            self.database.rows(f"COPY ({sql}) TO {literal(self.staged)} {STAGING}")
-        self.database.rows(
-            "CREATE TABLE examples AS SELECT file_row_number AS n, row, text_id, output_id, chars, distance,"
-            " bytes, NULL::BIGINT AS tokens,"
-            " NULL::VARCHAR AS reason, 0::TINYINT AS side"
-            f" FROM {self.staged_sql} WHERE reason IS NULL"
+        with source.reading():
+            self.staged = Staged(self.database, "staged", sql)
+        self.database.over(
+            self.staged.read(*NEEDED_LATER, "reason"),
+            f"CREATE TABLE examples AS SELECT {', '.join(NEEDED_LATER)}, NULL::BIGINT AS tokens,"
+            " NULL::VARCHAR AS reason, 0::TINYINT AS side FROM found WHERE reason IS NULL",
         )
         self.rows_in = len(source)
         self.tokens_are = f"UTF-8 bytes / {BYTES_A_TOKEN}"
 
-    @property
-    def staged_sql(self) -> str:
-        return f"read_parquet({literal(self.staged)}, file_row_number = true)"
-
     def drop(self, reason: str, numbers: str) -> None:
         """Drop the examples that SQL names by `n`, from a table or view `taken`."""
-        self.database.rows("CREATE OR REPLACE TEMP VIEW taken AS SELECT * FROM examples WHERE reason IS NULL")
+        self._view_taken()
         self.database.rows(f"UPDATE examples SET reason = {literal(reason)} WHERE n IN ({numbers})")
 
     def _view_taken(self) -> None:
@@ -85,7 +78,7 @@ class Selection:
         import pyarrow as pa
 
         self.database.rows("CREATE OR REPLACE TEMP TABLE named (n BIGINT)")
-        self._with(pa.table({"n": pa.array(numbers, pa.int64())}), "INSERT INTO named FROM found")
+        self.database.over(pa.table({"n": pa.array(numbers, pa.int64())}), "INSERT INTO named FROM found")
         self.drop(reason, "SELECT n FROM named")
 
     def drop_duplicates(self) -> None:
@@ -104,16 +97,12 @@ class Selection:
     def _read(
         self, wanted: "np.ndarray[Any, Any]", fields: Sequence[str]
     ) -> "Iterator[tuple[np.ndarray, pa.RecordBatch]]":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         at = 0
-        with pq.ParquetFile(self.staged, pre_buffer=False) as file:  # a buffer ahead would hold it all
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(fields)):
-                first, last = np.searchsorted(wanted, [at, at + len(batch)])
-                if first < last:
-                    yield wanted[first:last], batch.take(pa.array(wanted[first:last] - at))
-                at += len(batch)
+        for batch in self.staged.read(*fields):
+            first, last = np.searchsorted(wanted, [at, at + len(batch)])
+            if first < last:
+                yield wanted[first:last], batch.take(wanted[first:last] - at)
+            at += len(batch)
 
     def count_tokens(self, tokenizer_name: str, mode: Mode) -> None:
         """Count each example's tokens as training does: prompt, output, end of sequence."""
@@ -131,12 +120,22 @@ class Selection:
             instructions, inputs, outputs = (column.to_pylist() for column in batch.columns)
             prompts = [format_prompt(i, p, mode) for i, p in zip(instructions, inputs, strict=True)]
             tokens = lengths(prompts) + lengths([format_response(output) for output in outputs]) + 1
-            self._with(pa.table({"n": numbers, "tokens": tokens}), "INSERT INTO counted SELECT * FROM found")
+            self.database.over(
+                pa.table({"n": numbers, "tokens": tokens}), "INSERT INTO counted SELECT * FROM found"
+            )
         self.database.rows("UPDATE examples SET tokens = c.tokens FROM counted c WHERE examples.n = c.n")
         self.tokens_are = tokenizer_name
 
     def split(self, fraction: float, seed: int) -> None:
-        """Put each example on its side, by its normalised text, as `heldout.split_heldout` does."""
+        """Put each example on its side, by a hash of its normalised text and the seed alone.
+
+        So a text stays on its side when the slice grows. Where that leaves a side empty although `fraction`
+        > 0 and there are two texts, the text nearest to the threshold changes side; it may change back when
+        the slice grows.
+
+        Raises:
+            ValueError: the fraction is not in [0, 1).
+        """
         if not 0 <= fraction < 1:
             raise ValueError(f"heldout_fraction: found {fraction}, expected 0 or more and less than 1")
         self._place_texts(seed)
@@ -159,27 +158,23 @@ class Selection:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        schema = pa.schema([("n", pa.int64()), ("text", pa.large_string())])
-        firsts = self.batches("SELECT min(n) AS n FROM taken GROUP BY text_id", ("instruction", "input"))
+        schema = pa.schema([("text_id", pa.uint64()), ("text", pa.large_string())])
+        firsts = self.batches(
+            "SELECT min(n) AS n FROM taken GROUP BY text_id", ("text_id", "instruction", "input")
+        )
 
         def keys() -> "Iterator[pa.RecordBatch]":
-            for numbers, batch in firsts:
-                joined = pc.binary_join_element_wise(*batch.columns, " ")
-                yield pa.record_batch([pa.array(numbers), normalise_all(joined)], schema=schema)
+            for _, batch in firsts:
+                joined = pc.binary_join_element_wise(batch["instruction"], batch["input"], " ")
+                yield pa.record_batch([batch["text_id"], normalise_all(joined)], schema=schema)
 
-        digest = f"SELECT n, sha256('{seed} ' || text) AS digest FROM found"
-        self._with(
+        digest = f"SELECT text_id, sha256('{seed} ' || text) AS digest FROM found"
+        self.database.over(
             pa.RecordBatchReader.from_batches(schema, keys()),
             "CREATE TABLE texts AS"
             " SELECT text_id, ('0x' || digest[:12])::UBIGINT / 2.0::DOUBLE ** 48 AS place,"
-            f" ('0x' || digest[13:28])::UBIGINT AS key FROM ({digest}) JOIN examples USING (n)",
+            f" ('0x' || digest[13:28])::UBIGINT AS key FROM ({digest})",
         )
-
-    def _with(self, found: "pa.Table | pa.RecordBatchReader", sql: str) -> None:
-        """Run SQL that reads Arrow data as `found`."""
-        self.database.connection.register("found", found)
-        self.database.rows(sql)
-        self.database.connection.unregister("found")
 
     def drop_further_heldout(self) -> None:
         """Keep one example of each held-out text, the first in the order of the output."""
@@ -192,25 +187,33 @@ class Selection:
 
     def dropped(self) -> dict[str, int]:
         """Return how many each reason took."""
-        counts = self.database.rows(
-            "SELECT reason, count(*) FROM (SELECT reason FROM examples UNION ALL"
-            f" SELECT reason FROM {self.staged_sql}) WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1"
+        counts = self.database.over(
+            self.staged.read("reason"),
+            "SELECT reason, count(*) FROM (SELECT reason FROM examples UNION ALL SELECT reason FROM found)"
+            " WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1",
         )
         return dict(counts)
 
     def require_some(self, traces_in: int | None = None) -> None:
-        """Raise EmptyDataError, with what each rule took, if no example is left."""
-        if self.database.one("SELECT count(*) FROM examples WHERE reason IS NULL"):
+        """Raise EmptyDataError, with what each rule took, if no example is left to train on."""
+        train, held_out = self.database.rows(
+            f"SELECT count(*) FILTER (side <> {HELDOUT}), count(*) FILTER (side = {HELDOUT})"
+            " FROM examples WHERE reason IS NULL"
+        )[0]
+        if train:
             return
         found = f"{self.rows_in} rows" + (f" with {traces_in} traces" if traces_in is not None else "")
         took = ", ".join(f"{count} {reason}" for reason, count in self.dropped().items())
+        where = f" to train on (held out: {held_out}; " if held_out else " ("
         raise EmptyDataError(
-            f"{self.source.name}: none of {found} is left (dropped: {took or 'nothing'});"
+            f"{self.source.name}: none of {found} is left{where}dropped: {took or 'nothing'});"
             " loosen the filter that took most, or take another slice"
         )
 
     def write(self, outputs: Outputs, seed: int) -> None:
         """Write the files, records by question and questions in order."""
+        # Before anything is written: they are the last that is read of the source
+        rejects = None if outputs.rejects is None else self.rejects(seed)
         paths = {TRAIN: outputs.train, HELDOUT: outputs.heldout}
         wanted = {side: path for side, path in paths.items() if path is not None}
         with self.source.named_errors():
@@ -218,12 +221,10 @@ class Selection:
         if outputs.tokens is not None:
             save_text(outputs.tokens, self.histogram())
         if outputs.rejects is not None:
-            save_json(outputs.rejects, self.rejects(seed))
+            save_json(outputs.rejects, rejects)
 
     def _sides(self) -> "Iterator[tuple[np.ndarray, pa.RecordBatch]]":
-        """Yield (sides, records) of what is left, in the order of the output."""
-        import pyarrow.parquet as pq
-
+        """Yield (sides, records) in the order of the output; what is dropped has side 0."""
         self.database.rows(
             "CREATE OR REPLACE TEMP VIEW ordered AS"
             " SELECT n, side, min(n) OVER (PARTITION BY text_id) AS first FROM examples WHERE reason IS NULL"
@@ -232,22 +233,23 @@ class Selection:
         if self.database.one(
             f"SELECT count(*) FROM ({goes_back}) WHERE back"
         ):  # a question comes again after another one
-            target = self.database.scratch / "sorted.parquet"
-            self.database.rows(
-                f"COPY (SELECT {', '.join(RECORD_FIELDS)}, side FROM {self.staged_sql} s"
-                " JOIN ordered o ON o.n = s.file_row_number ORDER BY o.first, o.n)"
-                f" TO {literal(target)} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
-            )
-            for batch in pq.ParquetFile(target, pre_buffer=False).iter_batches(BATCH_ROWS):
+            with self.database.reading(self.staged.read(*RECORD_FIELDS, "n")):
+                ordered = Staged(
+                    self.database,
+                    "ordered",
+                    f"SELECT {', '.join(RECORD_FIELDS)}, side FROM found JOIN ordered USING (n)"
+                    " ORDER BY first, n",
+                )
+            for batch in ordered.read(*RECORD_FIELDS, "side"):
                 yield np.asarray(batch["side"]), batch.drop_columns(["side"])
             return
-        kept = self.database.connection.execute(
-            "SELECT n, side FROM examples WHERE reason IS NULL ORDER BY n"
-        ).fetchnumpy()
+        kept = self.database.connection.execute("SELECT n, side FROM ordered").fetchnumpy()
+        sides = np.zeros(self.staged.rows, np.int8)
+        sides[kept["n"]] = kept["side"]
         at = 0
-        for numbers, batch in self.batches():
-            yield kept["side"][at : at + len(numbers)], batch
-            at += len(numbers)
+        for batch in self.staged.read(*RECORD_FIELDS):
+            yield sides[at : at + len(batch)], batch
+            at += len(batch)
 
     def summary(self) -> dict[str, Any]:
         """Return the counts and the tokens of what is left."""
@@ -283,12 +285,14 @@ class Selection:
     def rejects(self, seed: int) -> list[dict[str, Any]]:
         """Return some rejects of each reason with the head of their questions, drawn by the seed."""
         draw = f"arg_min(n, hash(n + {seed}), {REJECTS_A_REASON})"
-        early = f"SELECT file_row_number AS n, reason FROM {self.staged_sql} WHERE reason IS NOT NULL"
-        late = "SELECT n, reason FROM examples WHERE reason IS NOT NULL"
-        drawn = self.database.rows(f"SELECT unnest({draw}) FROM ({early} UNION ALL {late}) GROUP BY reason")
-        numbers = literal([n for (n,) in drawn] or [-1])[1:-1]  # a list spares the scan most texts
-        # Without their outputs, the longest of the texts: a draw from all over touches all of the file
-        return self._facts(f"file_row_number IN ({numbers})", "reason, row, trace", ("instruction", "input"))
+        every = "SELECT n, reason FROM found UNION ALL SELECT n, reason FROM examples"
+        drawn = self.database.over(
+            self.staged.read("n", "reason"),
+            f"SELECT unnest({draw}) FROM ({every}) WHERE reason IS NOT NULL GROUP BY reason",
+        )
+        numbers = literal([n for (n,) in drawn] or [-1])[1:-1]
+        # Without their outputs, the longest of the texts: a draw from all over reads all of the column
+        return self._facts(f"n IN ({numbers})", "reason, row, trace", ("instruction", "input"))
 
     def explain(self, row: int) -> list[str]:
         """Return a line for each example of a row: where it went, or which rule took it.
@@ -304,19 +308,20 @@ class Selection:
 
     def _facts(self, which: str, order: str, fields: Sequence[str] = RECORD_FIELDS) -> list[dict[str, Any]]:
         """Return what is known of staged examples, with the heads of their texts."""
-        hidden = ", ".join(("text_id", "output_id", "distance", "bytes", "reason", *RECORD_FIELDS))
-        self.database.rows(
+        hidden = {"n", "reason", "text_id", "output_id", "distance", "bytes", *RECORD_FIELDS}
+        shown = [column for column in self.staged.columns if column not in hidden]
+        self.database.over(
+            self.staged.read(*shown, *fields, "n", "reason"),
             "CREATE OR REPLACE TEMP TABLE shown AS"
-            f" SELECT s.* EXCLUDE ({hidden}, file_row_number), e.tokens, e.side,"
+            f" SELECT {', '.join(f's.{column}' for column in shown)}, e.tokens, e.side,"
             f" coalesce(s.reason, e.reason) AS reason, {', '.join(_head(f's.{field}') for field in fields)}"
-            f" FROM (SELECT * FROM {self.staged_sql} WHERE {which}) s"
-            " LEFT JOIN examples e ON e.n = s.file_row_number"
+            f" FROM (SELECT * FROM found WHERE {which}) s LEFT JOIN examples e USING (n)",
         )
         rows = [
             row for (row,) in self.database.rows("SELECT DISTINCT row FROM shown WHERE instruction IS NULL")
         ]
         if rows:
-            with self.source.named_errors():
+            with self.source.reading():
                 self.database.rows(
                     f"UPDATE shown SET instruction = left(q.instruction, {SHOWN_CHARACTERS}) FROM"
                     f" (SELECT * FROM ({self.question}) WHERE row IN ({', '.join(map(str, rows))})) q"

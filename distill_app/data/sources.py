@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_app.core.errors import EmptyDataError
-from distill_app.data.cells import json_cells, json_fault
+from distill_app.data.cells import is_text, json_cells, json_fault
 from distill_app.data.engine import PATTERN, Database, literal, named, named_errors, open_database, told
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ SLICE_HELP = "expected rows of a split, such as train[:1000], train[10%:20%] or 
 ENDLESS = 10**15  # rows; a slice that ends before does not depend on the number of rows
 MAX_TEXT_BYTES = 64 * 2**20  # of one JSON object or CSV line
 JSON_MEMORY_LIMIT = "2GiB"  # reached by texts of many megabytes, which JSON functions hold several times
-PROBED_ROWS = 1000  # in which the fields of JSON rows are looked for
 FOOTERS_AT_ONCE = 8
 HUB = "hf://"
 
@@ -52,12 +51,18 @@ class Source:
 
     Args:
         is_json: the rows are JSON objects in one text column, `json`.
+        schema: the columns, with types that hold the values of all shards.
+        is_mixed: the shards' types are not all the same.
+        states: what each file was when it was found.
     """
 
     name: str
     database: Database
     parts: tuple[Part, ...]
     is_json: bool
+    schema: "pa.Schema"
+    is_mixed: bool
+    states: Mapping[Path, tuple[int, ...]]
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -69,30 +74,38 @@ class Source:
     def named_errors(self) -> contextlib.AbstractContextManager[None]:
         return named_errors(self.name, self.files)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn errors of a block that reads the files into ours, as `named_errors` does.
+
+        Raises:
+            ValueError: a file is another than was found, so the block may have read parts of both.
+        """
+        with self.named_errors():
+            yield
+            for file, state in self.states.items():
+                if _state(file) != state:
+                    raise ValueError(f"{file}: the file has changed while it was read; run again")
+
     @cached_property
     def types(self) -> "dict[str, pa.DataType]":
-        """The type of each column; of JSON rows, the keys of the first PROBED_ROWS."""
+        """The type of each column; of JSON rows, all their keys."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        if not self.is_json:
-            schema = pq.read_schema(self.parts[0].file)
-            return dict(zip(schema.names, schema.types, strict=True))
-        keys = self._probed("json")
-        return {key: pa.json_() for key in keys}
+        if self.is_json:
+            return {key: pa.json_() for key in self._keys("json_keys(json)")}
+        return dict(zip(self.schema.names, self.schema.types, strict=True))
 
     def keys_within(self, column: str) -> list[str]:
-        """Return the keys of the objects in a list column of JSON rows, of the first rows."""
+        """Return the keys of the objects in a list column of JSON rows."""
         path = literal(f'$."{column}"[*]')
-        return self._probed(f"unnest(json_extract(json, {path}))")
+        return self._keys(f"flatten(json_keys(json, {path}))")
 
-    def _probed(self, objects: str) -> list[str]:
-        first = f"SELECT json FROM ({self._rows(['json'])}) LIMIT {PROBED_ROWS}"
-        with self.named_errors():
-            found = self.database.rows(
-                f"SELECT DISTINCT unnest(json_keys(o)) FROM (SELECT {objects} AS o FROM ({first}))"
-                " WHERE json_type(o) = 'OBJECT' ORDER BY 1"
-            )
+    def _keys(self, keys: str) -> list[str]:
+        # Rows have few sets of keys, so these are told apart first
+        sets = f"SELECT DISTINCT {keys} AS keys FROM ({self._rows(['json'])})"
+        with self.reading():
+            found = self.database.rows(f"SELECT DISTINCT unnest(keys) FROM ({sets}) ORDER BY 1")
         return [key for (key,) in found]
 
     def rows(self, columns: Sequence[str]) -> str:
@@ -114,16 +127,18 @@ class Source:
         for is_whole, run in groupby(self.parts, key=lambda part: part.is_whole):
             together = list(run)
             for parts in [together] if is_whole else [[part] for part in together]:
-                pieces.append(_scan(parts, base, columns))
+                pieces.append(_scan(parts, base, columns, self.is_mixed))
                 base += sum(map(len, parts))
         return " UNION ALL ".join(pieces)
 
 
-def _scan(parts: Sequence[Part], base: int, columns: Sequence[str]) -> str:
+def _scan(parts: Sequence[Part], base: int, columns: Sequence[str], is_mixed: bool) -> str:
     starts = list(accumulate((len(part) for part in parts), initial=base))[:-1]
     first = literal([start - part.start for start, part in zip(starts, parts, strict=True)])
     named = "".join(f', "{name}"' for name in columns)
     files = literal([str(part.file) for part in parts])
+    # Otherwise all values are cast to the first file's types; it takes time to open every file
+    unified = ", union_by_name = true" * is_mixed
     where = (
         ""
         if parts[0].is_whole
@@ -131,7 +146,7 @@ def _scan(parts: Sequence[Part], base: int, columns: Sequence[str]) -> str:
     )
     return (
         f"SELECT {first}[file_index::BIGINT + 1]::BIGINT + file_row_number AS row{named}"
-        f" FROM read_parquet({files}, file_row_number = true){where}"
+        f" FROM read_parquet({files}, file_row_number = true{unified}){where}"
     )
 
 
@@ -158,14 +173,10 @@ def open_source(
         parts = _take_slice(reader, splits, slice_str)
         if not parts:
             raise EmptyDataError(f"slice {slice_str!r} of {dataset}: it has no rows; widen the slice")
-        source = Source(f"{dataset}, {slice_str}", database, tuple(parts), reader.is_json)
-        _require_one_schema(source)
-        before = [file.stat() for file in source.files]
-        yield source
-        for file, was in zip(source.files, before, strict=True):
-            now = file.stat()
-            if (now.st_size, now.st_mtime_ns, now.st_ino) != (was.st_size, was.st_mtime_ns, was.st_ino):
-                raise ValueError(f"{file}: the file has changed while it was read; run again")
+        states = {part.file: _state(part.file) for part in parts}
+        schema, is_mixed = _one_schema(list(states))
+        name = f"{dataset}, {slice_str}"
+        yield Source(name, database, tuple(parts), reader.is_json, schema, is_mixed, states)
 
 
 def load_rows(dataset: str, slice_str: str, revision: str | None = None) -> Iterator[Mapping[str, Any]]:
@@ -175,7 +186,7 @@ def load_rows(dataset: str, slice_str: str, revision: str | None = None) -> Iter
     with open_source(dataset, slice_str, revision) as source:
         for part in source.parts:
             at = 0
-            with source.named_errors(), pq.ParquetFile(part.file, pre_buffer=False) as file:
+            with source.reading(), pq.ParquetFile(part.file, pre_buffer=False) as file:
                 for batch in file.iter_batches(1024):
                     rows = batch.slice(max(part.start - at, 0), max(part.stop - max(at, part.start), 0))
                     at += len(batch)
@@ -455,21 +466,60 @@ def _parts(reader: _Reader, files: list[str], counts: list[int], start: int, sto
         base += rows
 
 
-def _require_one_schema(source: Source) -> None:
-    """Raise ValueError, naming the odd one, unless all shards have the same columns.
+def _one_schema(files: Sequence[Path]) -> "tuple[pa.Schema, bool]":
+    """Return the columns of all shards, of types that hold all values, and whether some shard has others.
 
-    DuckDB would take the first shard's columns for all.
+    Raises:
+        ValueError: a shard, which is named, has other columns, or values of another kind.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first = sorted(pq.read_schema(source.parts[0].file).names)
-    for file in dict.fromkeys(source.files):
-        found = sorted(pq.read_schema(file).names)
-        if found != first:
-            raise ValueError(
-                f"{file}: cannot be read with the other shards (columns: {named(found)}; theirs:"
-                f" {named(first)}); mend the shard or take another slice"
+    schemas = {file: _plain_schema(pq.read_schema(file)) for file in files}
+    first, *_ = schemas.values()
+    others = {file: schema for file, schema in schemas.items() if schema != first}
+    whole = first
+    for file, schema in others.items():
+        if sorted(schema.names) != sorted(first.names):
+            raise _odd_shard(
+                file, f"columns: {named(sorted(schema.names))}; theirs: {named(sorted(first.names))}"
             )
+        try:
+            whole = pa.unify_schemas([whole, schema], promote_options="permissive")
+        except pa.ArrowException as err:  # it names the column and both types
+            raise _odd_shard(file, told(err)) from err
+    return whole, bool(others)
+
+
+def _plain_schema(schema: "pa.Schema") -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(field.with_type(_plain(field.type)) for field in schema)
+
+
+def _plain(kind: "pa.DataType") -> "pa.DataType":
+    """Return the type with one type for all that is text, however Arrow would hold it."""
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    if is_text(kind):
+        return pa.string()
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pt.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    return kind
+
+
+def _odd_shard(file: Path, fault: str) -> ValueError:
+    return ValueError(
+        f"{file}: cannot be read with the other shards ({fault}); mend the shard or take another slice"
+    )
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _root(err: BaseException) -> BaseException:

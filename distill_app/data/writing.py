@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill_app.core.files import RECORD_FIELDS, new_file
+from distill_app.core.files import RECORD_FIELDS, new_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # The bytes of `core.files.save_records`; DuckDB quotes the texts several times as fast as Python
 LIST_ITEM = (',\n  {\n    "instruction": ', ',\n    "input": ', ',\n    "output": ', "\n  }")
-BATCH_ROWS = 8192
+GROUP_ROWS = 20_480  # of which a side makes one row group of Parquet
+JOINED_ROWS = 8192
 LINE = ('{"instruction": ', ', "input": ', ', "output": ', "}\n")
 
 
@@ -24,13 +25,13 @@ def write_batches(connection: Any, batches: "Batches", paths: Mapping[int, str])
     """Write each record to the file of its side; the files are replaced when all is written.
 
     Args:
-        batches: (sides, records) in order; records have the columns instruction, input and output.
+        batches: (sides, records) in order; records have the columns instruction, input and output, and those
+            of other sides than the paths' are left out.
         paths: the file of each side, of one format: .jsonl, .parquet, or anything else for a JSON list.
-            Sides without a file are left out.
     """
     (suffix,) = {Path(path).suffix for path in paths.values()}
-    with contextlib.ExitStack() as files:
-        opened = {side: files.enter_context(new_file(path)) for side, path in paths.items()}
+    with new_files(paths.values()) as files:
+        opened = dict(zip(paths, files, strict=True))
         if suffix == ".parquet":
             _write_parquet(batches, opened)
         elif suffix == ".jsonl":
@@ -41,16 +42,32 @@ def write_batches(connection: Any, batches: "Batches", paths: Mapping[int, str])
 
 def _write_parquet(batches: "Batches", files: Mapping[int, Any]) -> None:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     schema = pa.schema([(field, pa.string()) for field in RECORD_FIELDS])
     with contextlib.ExitStack() as tables:
         writers = {side: tables.enter_context(pq.ParquetWriter(file, schema)) for side, file in files.items()}
-        for sides, batch in batches:
+        for group in _groups(batches):
             for side, writer in writers.items():
-                found = batch.filter(pa.array(sides == side))
+                found = group.filter(pc.field("side") == side).drop_columns(["side"])
                 if len(found):
-                    writer.write_batch(found.cast(schema))
+                    writer.write_table(found.cast(schema))
+
+
+def _groups(batches: "Batches") -> "Iterator[pa.Table]":
+    """Yield tables with a column of sides, all but the last of GROUP_ROWS, whatever the batches' sizes."""
+    import pyarrow as pa
+
+    waiting: list[pa.RecordBatch] = []
+    for sides, batch in batches:
+        waiting.append(batch.append_column("side", pa.array(sides)))
+        if sum(map(len, waiting)) >= GROUP_ROWS:
+            table = pa.Table.from_batches(waiting)
+            yield table[:GROUP_ROWS]
+            waiting = table[GROUP_ROWS:].to_batches()
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _write_lists(texts: Iterable[tuple[int, memoryview]], files: Mapping[int, Any]) -> None:
@@ -87,7 +104,7 @@ def _texts(
     cursor = connection.cursor()  # the batches may ask the connection themselves
     cursor.register("records", pa.RecordBatchReader.from_batches(schema, with_sides()))
     relation = cursor.sql(f"SELECT {columns} FROM records", params=list(around))
-    for batch in relation.to_arrow_reader(BATCH_ROWS):
+    for batch in relation.to_arrow_reader(JOINED_ROWS):
         for side in sides:
             joined = _joined(batch[f"side_{side}"])
             if joined:
