@@ -14,7 +14,9 @@ from trainings import OUT, train, write_job
 from distill_app.base.build import build_base_models
 from distill_app.base.params import BaseModelsParams
 from distill_app.cards.card import card_with_scores, training_card
-from distill_app.cards.origin import copy_license, front_matter, made_from, parent_of
+from distill_app.cards.origin import copy_license, front_matter, made_from, parent_of, with_licences
+from distill_app.training.config import read_job
+from distill_app.training.provenance import origin_of
 
 VALIDATED = {"validation": {"fraction": 0.3}}
 COMMIT = "c" * 40
@@ -169,23 +171,37 @@ def hub_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **files:
 def test_a_hub_models_licence_is_its_cards_and_its_commit_is_told(tiny_copy, tmp_path, monkeypatch):
     card = "---\nlicense: other\nlicense_name: qwen-research\nbase_model: Qwen/Base\n---\n"
     hub_cache(tmp_path / "hub", monkeypatch, "Big/Teacher", **{"README.md": card})
-    assert parent_of("Big/Teacher") == {
-        "model": "Big/Teacher",
-        "sha256": None,
-        "base_model": "Big/Teacher",
-        "commit": COMMIT,
-        "license": "other",
-        "license_name": "qwen-research",
-    }
+    parent = parent_of("Big/Teacher")
+    assert parent == {"model": "Big/Teacher", "sha256": None, "base_model": "Big/Teacher"}
+    known = {"commit": COMMIT, "license": "other", "license_name": "qwen-research"}
+    assert with_licences({"student": parent})["student"] == parent | known
     text = Path(trained(tiny_copy, models={"teacher": "Big/Teacher"}), "README.md").read_text()
     assert f"| other (qwen-research) | commit `{COMMIT}` |" in text
     assert "The teacher's licence is other (qwen-research), which may set terms" in text
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B-Instruct", "not a name"])
+def test_a_parents_words_cannot_break_the_card():
+    hostile = "a | b <script>alert(1)</script>\n\n# Owned"
+    student = {"model": "x`y|z", "sha256": None, "base_model": hostile}
+    text = training_card("name", {"student": {**student, "license": hostile, "license_name": hostile}})
+    body = text.split("\n---\n")[1]
+    row = next(line for line in body.split("\n") if line.startswith("| student"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6 and "`x'y\\|z`" in row
+    assert "<script>" not in body.replace("\\<", "") and "\n# Owned" not in body
+
+
+def test_what_the_hub_says_does_not_tell_one_training_from_another(tiny_copy, tmp_path, monkeypatch):
+    path = write_job(str(tiny_copy), sections={"models": {"teacher": "Big/Teacher"}})
+    alone = origin_of(read_job(path), None, 1)
+    hub_cache(tmp_path / "hub", monkeypatch, "Big/Teacher", **{"README.md": "---\nlicense: mit\n---\n"})
+    assert origin_of(read_job(path), None, 1) == alone != with_licences(alone)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B-Instruct", "not/a name"])
 def test_the_licence_of_a_model_whose_card_cannot_be_read_is_not_known(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert parent_of(name) == {"model": name, "sha256": None, "base_model": name}
+    parent = parent_of(name)
+    assert with_licences({"student": parent}) == {"student": parent, "teacher": None}
     assert capsys.readouterr().out.startswith(f"{name}: its licence is not known, its card cannot be read (")
 
 

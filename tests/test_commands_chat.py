@@ -168,6 +168,20 @@ def test_a_model_that_writes_escape_sequences_shows_them_as_text(hostile, verb):
     assert run.stdout.strip() == "␛␛␛"
 
 
+@pytest.mark.parametrize("verb", ["ask", "chat"])
+def test_a_question_that_is_not_utf_8_is_an_error_in_one_line(tiny_model_dir, verb):
+    run = distill_here(verb, str(tiny_model_dir), stdin="caf\udce9\n")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "error: question: character 3 is not UTF-8; type or save it as UTF-8\n"
+
+
+@pytest.mark.parametrize("verb", ["ask", "chat"])
+def test_a_question_too_long_for_the_model_is_an_error_in_one_line(tiny_model_dir, verb):
+    run = distill_here(verb, str(tiny_model_dir), stdin="word " * 9000)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("error: question: found ") and run.stderr.endswith("ask a shorter one\n")
+
+
 def test_a_question_is_answered_from_the_shell_and_from_a_pipe(tiny_model_dir):
     model = str(tiny_model_dir)
     runs = [

@@ -202,6 +202,13 @@ def test_an_unknown_way_of_splitting_is_refused(tiny_copy, tmp_path):
         export_gguf(tiny_copy, tmp_path / "model.gguf")
 
 
+def test_a_tokenizer_that_changes_text_first_is_refused(tiny_copy, tmp_path):
+    path = tiny_copy / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(ValueError, match=r"tokenizer \(BPE after Lowercase, .* that is none of SmolLM2's"):
+        export_gguf(tiny_copy, tmp_path / "model.gguf")
+
+
 def test_a_tensor_without_a_name_is_refused(tiny_copy, tmp_path):
     weights = load_file(tiny_copy / "model.safetensors")
     save_file(

@@ -3,6 +3,7 @@
 Source of the metadata's keys: the Hub's model card specification, which `huggingface_hub` writes and reads.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,7 +241,7 @@ def _interval_name(figure: Mapping[str, Any], style: str) -> str:
 def _license(parent: Mapping[str, Any]) -> str:
     license = parent.get("license") or UNKNOWN
     name = parent.get("license_name")
-    return f"{_text(license)} ({name})" if name else _text(license)
+    return f"{_text(license)} ({_text(name)})" if name else _text(license)
 
 
 def _digest(parent: Mapping[str, Any]) -> str:
@@ -265,11 +266,13 @@ def _named(parent: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value))
+    """Return words of another's card as one line that Markdown shows as it is."""
+    line = " ".join((value if isinstance(value, str) else ", ".join(map(str, value))).split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
 
 
 def _code(path: str) -> str:
-    return f"`{unplaced(path)}`"
+    return "`" + " ".join(unplaced(path).split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _template(name: str) -> Any:

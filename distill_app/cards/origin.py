@@ -32,33 +32,17 @@ def parent_of(model: str) -> dict[str, Any]:
     """Return a model's name and digest, and what its own folder says of its origin and licence.
 
     The keys `model` and `sha256` (None for the Hub's) are always there; `base_model` (a Hub id, or several),
-    `license`, `license_name`, `license_link`, `made_from` and, of the Hub's, `commit` only where they are
-    known. A Hub model's card is read from this machine's cache or else from the Hub; without either its
-    licence is not known.
+    `license`, `license_name`, `license_link` and `made_from` only where they are known. Of a Hub model
+    `with_licences` asks.
     """
     if not is_local_path(model):
-        return {"model": model, "sha256": None, "base_model": model, **_of_hub(model)}
+        return {"model": model, "sha256": None, "base_model": model}
     folder = Path(model)
     card = front_matter(folder / "README.md")
     known = {key: card[key] for key in ("base_model", *LICENSE_KEYS, "made_from") if card.get(key)}
     if "license" not in known:
         known |= _license_file(folder)
     return {"model": model, "sha256": model_digest(model), **known}
-
-
-def _of_hub(model: str) -> dict[str, Any]:
-    """Return the commit of a Hub model that this machine holds, and the licence that its card names there."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    commit, card = None, {}
-    try:
-        config = try_to_load_from_cache(model, "config.json")
-        commit = Path(config).parent.name if isinstance(config, str) else None
-        card = front_matter(Path(hf_hub_download(model, "README.md", revision=commit)))
-    except (OSError, ValueError) as error:  # no network, no such model, a name that is not a Hub id's
-        print(f"{model}: its licence is not known, its card cannot be read ({type(error).__name__})")
-    known = {key: card[key] for key in LICENSE_KEYS if card.get(key)}
-    return {"commit": commit, **known} if commit else known
 
 
 def _teacher(teacher: str, student: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,8 +54,6 @@ def _teacher(teacher: str, student: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(parent, Mapping) and parent.get("model") == teacher:
         shared = {key: student[key] for key in ("base_model", *LICENSE_KEYS) if key in student}
         return {"model": teacher, "sha256": parent.get("sha256"), **shared}
-    if not is_local_path(teacher) and "/" in teacher:  # an endpoint's name may have no owner
-        return parent_of(teacher)
     return {"model": unplaced(teacher), "sha256": None}
 
 
@@ -94,6 +76,32 @@ def _license_file(folder: Path) -> dict[str, str]:
         name = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
         return {"license": "other", "license_name": name or "unnamed", "license_link": path.name}
     return {}
+
+
+def with_licences(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an origin with `commit` and licence of those parents that are the Hub's, where they are known.
+
+    A card is read from this machine's cache, or else from the Hub. This stands apart from `made_from`: what
+    the network answers must not tell one training from another.
+    """
+    return {**origin, **{role: _with_licence(origin.get(role)) for role in ("student", "teacher")}}
+
+
+def _with_licence(parent: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    # A name without an owner is an endpoint's
+    if parent is None or parent["sha256"] or "/" not in parent["model"] or is_local_path(parent["model"]):
+        return parent
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    model, commit, card = parent["model"], None, {}
+    try:
+        config = try_to_load_from_cache(model, "config.json")
+        commit = Path(config).parent.name if isinstance(config, str) else None
+        card = front_matter(Path(hf_hub_download(model, "README.md", revision=commit)))
+    except (OSError, ValueError) as error:  # no network, no such model, a name that is not a Hub id's
+        print(f"{model}: its licence is not known, its card cannot be read ({type(error).__name__})")
+    known = {key: card[key] for key in LICENSE_KEYS if card.get(key)}
+    return {**parent, **({"commit": commit} if commit else {}), **known}
 
 
 def copy_license(parent: str, folder: str | Path) -> None:

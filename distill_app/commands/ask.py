@@ -3,7 +3,13 @@
 import argparse
 import sys
 
-from distill_app.commands.asking import add_sampling_arguments, check_chat_template, sampling_of, visible
+from distill_app.commands.asking import (
+    add_sampling_arguments,
+    check_chat_template,
+    sampling_of,
+    utf8,
+    visible,
+)
 
 HELP = "ask a model one question"
 
@@ -29,13 +35,17 @@ def run(args: argparse.Namespace) -> None:
     question = sys.stdin.read() if piped else args.question
     if not question or not question.strip():
         raise ValueError("question: found nothing, expected text; write it after the model")
-    sampling = sampling_of(args)
+    question, sampling = utf8(question.strip()), sampling_of(args)
     model, tokenizer = load_student(args.model)
     check_chat_template(args.model, tokenizer)
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question.strip()}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )
     answer = generate(model, tokenizer, [prompt], sampling)[0]
+    if answer.finish_reason == "refused":
+        raise ValueError(
+            f"question: found {answer.prompt_tokens} tokens, too many for {args.model}; ask a shorter one"
+        )
     print(visible(answer.text))
     if answer.finish_reason == "length":
         print(f"(cut at {args.max_new_tokens} tokens)", file=sys.stderr)

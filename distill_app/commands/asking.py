@@ -39,6 +39,19 @@ def check_chat_template(model: str, tokenizer: Tokenizer) -> None:
         raise ValueError(f"{model}: no chat template in it; ask a distilled or instruct model")
 
 
+def utf8(question: str) -> str:
+    """Return a question as it is; Python reads bytes that are not UTF-8 as lone surrogates.
+
+    Raises:
+        ValueError: it holds such; one line.
+    """
+    try:
+        question.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError(f"question: character {err.start} is not UTF-8; type or save it as UTF-8") from None
+    return question
+
+
 def visible(text: str) -> str:
     """Return text that can do nothing to a terminal: control characters become their pictures.
 

@@ -5,7 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from distill_app.commands.asking import add_sampling_arguments, check_chat_template, sampling_of, visible
+from distill_app.commands.asking import (
+    add_sampling_arguments,
+    check_chat_template,
+    sampling_of,
+    utf8,
+    visible,
+)
 from distill_app.labeling.answers import Sampling
 
 if TYPE_CHECKING:
@@ -142,7 +148,7 @@ def _answer_all(
         if len(talks) > 1:
             console.print(Text(name, style="bold"))
         try:
-            reply = talk.ask(question, sampling, _write)
+            reply = talk.ask(utf8(question), sampling, _write)
         except ValueError as err:
             if not typed:
                 raise

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from distill_app.cards.card import training_card
-from distill_app.cards.origin import copy_license, made_from
+from distill_app.cards.origin import copy_license, made_from, with_licences
 from distill_app.core.errors import TrainingError
 from distill_app.core.files import new_folder, read_records, save_json, save_text
 from distill_app.core.models import check_checkpoint, check_local, load_trainable, save_checkpoint
@@ -257,7 +257,7 @@ def _finish(finished: Finished, out: Path, template: str, config: dict[str, Any]
     output_dir, student = config["training"]["output_dir"], config["models"]["student"]
     with new_folder(output_dir) as part:
         save_checkpoint(model, tokenizer, part)
-        save_text(part / "README.md", training_card(Path(output_dir).name, _origin(config)))
+        save_text(part / "README.md", training_card(Path(output_dir).name, with_licences(_origin(config))))
         copy_license(student, part)
         save_text(part / "loss.csv", _loss_lines(out))
 

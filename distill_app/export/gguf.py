@@ -29,6 +29,8 @@ PRE_TOKENIZERS = {
     ("digit by digit", "words"): "smollm",
     (QWEN2_WORDS, "bytes"): "qwen2",
 }
+# llama.cpp changes no text before it splits it; NFC leaves nearly all text as it is
+NORMALIZERS = {"qwen2": "NFC"}
 
 
 def export_gguf(folder: str | Path, path: str | Path, precision: Precision = "f16") -> None:
@@ -145,7 +147,10 @@ def _pre_tokenizer(folder: str | Path, whole: dict[str, Any]) -> str:
     outer = whole["pre_tokenizer"] or {"type": "none"}
     steps = tuple(map(_step, outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]))
     known = PRE_TOKENIZERS.get(steps)
-    if whole["model"]["type"] != "BPE" or whole["model"]["byte_fallback"] or known is None:
+    if normalizer := whole["normalizer"]:
+        steps = (normalizer["type"], *steps)
+    changes_text = normalizer and normalizer["type"] != NORMALIZERS.get(known or "")
+    if whole["model"]["type"] != "BPE" or whole["model"]["byte_fallback"] or known is None or changes_text:
         kind = f"{whole['model']['type']} after {', '.join(steps)}"
         raise ValueError(
             f"{folder}: found a tokenizer ({kind}) that is none of SmolLM2's, Qwen2's or GPT-2's; {ELSE}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_app.cards.card import training_card
-from distill_app.cards.origin import copy_license
+from distill_app.cards.origin import copy_license, with_licences
 from distill_app.core import statistics
 from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import new_folder, read_records, require_free_space, save_json, save_text
@@ -63,7 +63,7 @@ def train_student(config_path: str, labeled_path: str | None = None, logits_path
             with new_folder(job.output_dir) as folder:
                 save_checkpoint(model, tokenizer, folder)
                 _save_records(job, trainer.state, folder)
-                origin = {**origin, "examples": examples.counts()}
+                origin = {**with_licences(origin), "examples": examples.counts()}
                 save_json(folder / "provenance.json", origin)
                 card = training_card(Path(job.output_dir).name, origin, validation)
                 save_text(folder / "README.md", card)
