@@ -55,7 +55,7 @@ def comparison() -> dict[str, Any]:
     }
     return {
         "prompts": {"instructions": 34, "reasoning": 50},
-        "batch": 12,
+        "batch": 20,
         "models": models,
         "verdicts": {
             "system1": {
@@ -73,6 +73,7 @@ def comparison() -> dict[str, Any]:
                     "System 1 does not replace its teacher.",
                     "It reaches 22% (95% interval 20 to 24) of the teacher's chrF; wanted are 90%: missed.",
                     "Distillation made it better: 22.1 chrF, before it 13.1.",
+                    "None of its 34 held-out prompts is in its training data.",
                 ],
             },
             "system2": {
@@ -93,8 +94,9 @@ def comparison() -> dict[str, Any]:
                     {"name": "multi_step", "found": share(1.0, 0.07), "wanted": 0.8, "outcome": "met"},
                 ],
                 "sentences": [
-                    "Whether System 2 replaces its teacher cannot be told: 50 problems are too few.",
+                    "Whether System 2 replaces its teacher cannot be told: 20 timed prompts are too few to weigh its speed.",
                     "100% (95% interval 93 to 100) of its answers take two steps or more; wanted are 80%: met.",
+                    "None of its 50 held-out problems is in its training data.",
                 ],
             },
         },
@@ -141,9 +143,10 @@ def answers(count: int = 6) -> dict[str, list[dict[str, Any]]]:
             "reference": f"Step 1: {place} + 1 = {place + 1}.\nThe answer is \\boxed{{{place + 1}}}.",
         }
         for name in MODELS:
-            row[name] = {"text": text(12), "tokens": 14, "cut": place == 1, "chrf": 20.0}
+            row[name] = {"text": text(12), "tokens": 14, "cut": place == 1, "refused": False, "chrf": 20.0}
             right = name == "system2" and place % 2 == 0
-            problem[name] = {"text": text(12), "tokens": 14, "cut": False, "right": right, "steps": place % 3}
+            problem[name] = {"text": text(12), "tokens": 14, "cut": False, "refused": False}
+            problem[name] |= {"right": right, "steps": place % 3}
         row["teacher"]["text"] = row["reference"]
         row["system1"]["text"] = row["reference"].replace(" the ", " a ").replace("red", "blue")
         problem["system2"]["text"] = problem["reference"].replace("Step 1", "First")

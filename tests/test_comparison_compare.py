@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def measured(tmp_path, monkeypatch) -> None:
             "parameters": 1000,
             "bytes": 2000,
             "tokens": 16,
-            "alone_sec": [0.5 + place / 100 for place in range(8)],
-            "batch_sec": [1.0] * 8,
+            "alone_sec": [0.5 + place / 100 for place in range(20)],
+            "batch_sec": [1.0] * 20,
             "peak_memory_bytes": None,
         }
         for name in comparisons.MODELS
@@ -66,6 +67,7 @@ def test_every_form_of_the_verdict_is_written_and_says_the_same():
     for name in ("comparison.html", "comparison.md", "cards/system1.md", "cards/system2.md"):
         text = Path("reports", name).read_text().replace("&#39;", "'")
         assert "does not replace its teacher" in text, name
+        assert re.search(r"None of its 40 held-out \w+ is in its training data\.", text), name
     scores = json.loads(Path("reports/scores.json").read_text())
     assert scores["system1"]["retention"] == pytest.approx(
         comparison["verdicts"]["system1"]["retention"]["value"], abs=1e-4
@@ -104,6 +106,17 @@ def test_held_out_prompts_in_the_training_data_are_found_and_told():
         "3 of its 40 held-out problems are also in its training data"
         in Path("reports/comparison.md").read_text()
     )
+
+
+def test_the_held_out_prompts_that_were_asked_are_found_in_any_order():
+    heldout = json.loads(Path("data/heldout_s2.json").read_text())
+    never_asked = {"instruction": "Never asked", "input": "", "output": "o"}
+    save("data/omnithought_cot.json", [never_asked, heldout[0]])
+    save("data/heldout_s2.json", [never_asked, *heldout[::-1]])
+    assert compare()["overlap"] == {"system1": 0, "system2": 1}
+    save("data/heldout_s2.json", heldout[1:])
+    with pytest.raises(ValueError, match=r"heldout_s2\.json: 1 of 40 prompts in answers\.json are not in it"):
+        compare()
 
 
 def test_a_verdict_below_its_thresholds_can_be_an_error_of_one_line():

@@ -53,6 +53,12 @@ def test_the_verdict_stands_under_the_table_and_the_path_on_a_line_of_its_own(ca
     assert f"Report: {path}\n" in out
 
 
+def test_every_sentence_of_the_verdict_is_printed(capsys, monkeypatch):
+    out = " ".join(printed(capsys, monkeypatch, 100).split())
+    for verdict in comparisons.comparison()["verdicts"].values():
+        assert all(sentence in out for sentence in verdict["sentences"])
+
+
 def test_a_judges_verdict_has_a_column_only_where_a_judge_was_asked(capsys):
     comparison = comparisons.comparison()
     print_comparison(comparison, "r")

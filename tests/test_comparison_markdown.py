@@ -66,6 +66,18 @@ def test_a_run_without_benchmarks_and_costs_leaves_them_out():
     assert "Benchmarks" not in html and "Speed" not in html and "Cost" not in html
 
 
+def test_refused_and_unread_answers_have_a_row_only_where_there_are_any():
+    comparison = comparisons.comparison()
+    assert "Refused" not in html_of(comparison) and "Judge unread" not in html_of(comparison)
+    for model in comparison["models"].values():
+        model["instructions"] |= {
+            "refused": comparisons.share(0.1, 0.05),
+            "unread": comparisons.share(0.2, 0.1),
+        }
+    html = html_of(comparison)
+    assert html.count("Refused ↓") == 1 and "10% (5–15%)" in html and "20% (10–30%)" in html
+
+
 def test_an_unknown_figure_is_a_dash():
     comparison = comparisons.comparison()
     comparison["models"]["system1"]["instructions"]["chrf"] = comparisons.figure(None)

@@ -162,6 +162,28 @@ def test_instructions_are_filtered_by_what_the_student_says(open_page):
         assert label.startswith("System 1") and label.endswith(f"({len(numbers)})")
 
 
+def test_a_prompt_too_long_for_the_student_is_no_answer_of_its(open_page):
+    answers = comparisons.answers()
+    answers["instructions"][3]["system1"] |= {"text": "", "tokens": 0, "refused": True}
+    page = open_page(answers)
+    page.locator("#instructions-kind").select_option("refused")
+    assert len(shown(page, "instructions")) == 1 and shown(page, "instructions")[0].startswith(
+        "Instruction 3"
+    )
+    assert page.locator("#instructions .system1").get_by_text("prompt too long for it").count() == 1
+
+
+def test_a_problem_without_an_answer_to_read_is_neither_right_nor_wrong(open_page):
+    answers = comparisons.answers()
+    for name in comparisons.MODELS:
+        answers["reasoning"][0][name]["right"] = None
+    page = open_page(answers)
+    assert "not scored" in page.locator("#reasoning details.prompt").first.inner_text()
+    for kind in ("right", "wrong"):
+        page.locator("#reasoning-kind").select_option(kind)
+        assert not any(text.startswith("Problem 0") for text in shown(page, "reasoning"))
+
+
 @pytest.mark.parametrize(
     ("kind", "numbers"),
     [

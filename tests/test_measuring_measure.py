@@ -68,7 +68,8 @@ def test_every_prompt_is_answered_by_all_five_and_each_answer_is_worth_something
             assert row[name]["reference_nats"] > 0 and row[name]["tokens"] <= 6
     for row in answers["reasoning"]:
         for name in NAMES:
-            assert {"text", "tokens", "cut", "right", "steps"} == set(row[name])
+            assert {"text", "tokens", "cut", "refused", "right", "steps"} == set(row[name])
+            assert not row[name]["refused"]
     assert list(costs) == NAMES
     for cost in costs.values():
         assert len(cost["alone_sec"]) == len(cost["batch_sec"]) == 2 and min(cost["alone_sec"]) > 0
@@ -119,6 +120,86 @@ def test_a_student_that_is_not_whole_is_told_before_any_model_is_asked(lab, tmp_
     (tmp_path / "models/system2/model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"system2: no \*\.safetensors file"):
         five_models(label_params(), None, "a/b", "a/b", str(tmp_path / "models"))
+
+
+def with_instructions(lab: Path, folder: Path, instructions: list[str]) -> Path:
+    """A copy of the lab that holds out these instructions."""
+    for path in lab.iterdir():
+        if path.name != "data":
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(lab / "data", folder / "data")
+    records = [{"instruction": text, "input": "", "output": "It is so."} for text in instructions]
+    (folder / "data/heldout_s1_labeled.json").write_text(json.dumps(records))
+    return folder
+
+
+def short_student(lab: Path, positions: int) -> None:
+    """Let System 1 read no more than so many tokens."""
+    weights = (lab / "models").resolve()
+    (lab / "models").unlink()
+    shutil.copytree(weights, lab / "models")
+    config = json.loads((lab / "models/system1/config.json").read_text())
+    (lab / "models/system1/config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": positions})
+    )
+
+
+def test_a_prompt_too_long_for_a_student_is_no_instant_answer(lab, tmp_path):
+    long, short = "Say it again. " * 40, ["Say 1", "Say 2"]
+    lab = with_instructions(lab, tmp_path, [long, *short])
+    short_student(lab, 120)
+    answers, costs = run(lab, tmp_path / "reports", instruction_prompts=3, speed_prompts=3)
+    refused = {row["prompt"]: [row[name]["refused"] for name in NAMES] for row in answers["instructions"]}
+    assert refused == {long.strip(): [False, False, True, False, False], **{p: [False] * 5 for p in short}}
+    for row in answers["instructions"]:
+        assert ("reference_nats" in row["system1"]) != row["system1"]["refused"]
+    for cost in costs.values():  # timed are the prompts that all five can read
+        assert len(cost["alone_sec"]) == len(cost["batch_sec"]) == 2 and min(cost["alone_sec"]) > 0
+
+
+def test_without_a_prompt_that_all_five_can_read_no_speed_is_made_up(lab, tmp_path):
+    lab = with_instructions(lab, tmp_path, ["Say it again. " * 40])
+    short_student(lab, 120)
+    with pytest.raises(
+        ValueError,
+        match=r"measure\.speed_tokens: found 3, for which none of 1 held-out .*\(system1 has 120 positions\)",
+    ):
+        run(lab, tmp_path / "reports")
+
+
+def test_which_prompts_are_asked_depends_on_their_texts_and_not_on_their_order(tmp_path):
+    records = [{"instruction": f"Say {n}", "input": "", "output": "x"} for n in range(8)]
+    for name, order in (("one", records), ("two", records[::-1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(order))
+    asked = measure._sample(tmp_path / "one.json", 4)
+    assert asked == measure._sample(tmp_path / "two.json", 4)
+    assert sorted(map(str, asked)) != sorted(map(str, records[:4])) and all(one in records for one in asked)
+    assert len(measure._sample(tmp_path / "one.json", 9)) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge_engine": "openai"}, r"measure\.judge_base_url: found none.*measure\.judge_engine: openai"),
+        ({"judge": "no/where/at/all"}, r"measure\.judge: no/where/at/all: (?!.*label\.)"),
+    ],
+)
+def test_a_judge_that_cannot_be_had_is_told_before_any_model_is_loaded(
+    lab, tmp_path, monkeypatch, changes, message
+):
+    def refuse(*args: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(measure, "load_teacher", refuse)
+    with pytest.raises(ValueError, match=message):
+        run(lab, tmp_path, **{"judge": "big", **changes})
+
+
+def test_a_judge_behind_a_server_goes_with_labelling_on_ray(lab):
+    label = label_params(engine_workers=4, ray_address="head:6379")
+    params = params_of(judge="big", judge_engine="openai", judge_base_url="http://localhost:1/v1")
+    with measure._open_judge(params, label) as judge:
+        assert judge is not None and judge.teacher == "big"
 
 
 def test_a_judge_says_of_every_students_answer_how_it_does_in_both_places(lab, tmp_path):

@@ -22,6 +22,21 @@ def test_a_final_answer_is_judged_as_mathematics(answer, right):
     assert is_right(answer, "Step 1: 3 + 4 = 7.\nThe answer is \\boxed{7}.") is right
 
 
+def test_the_last_final_answer_counts():
+    for answer in (
+        "\\boxed{7} then \\boxed{5}",
+        "$\\boxed{\\frac{14}{2}}$, no: $\\boxed{\\frac{10}{2}}$",
+        "7, no, 5",
+    ):
+        assert is_right(answer, "5") is True and is_right(answer, "7") is False
+    assert is_right("5", "\\boxed{7}, or rather \\boxed{5}") is True
+
+
+@pytest.mark.parametrize("reference", ["Yes", "Paris", "", "It depends."])
+def test_a_reference_without_an_answer_to_read_judges_nobody(reference):
+    assert is_right("Yes", reference) is None and is_right("5", reference) is None
+
+
 @pytest.mark.parametrize(
     ("answer", "steps"),
     [

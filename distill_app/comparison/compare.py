@@ -1,21 +1,23 @@
 """The comparison from start to end: figures, verdict, and the files that people and DVC read."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_app.cards.card import card_with_scores
-from distill_app.comparison.figures import MODELS, model_figures
+from distill_app.comparison.figures import model_figures
 from distill_app.comparison.markdown import render_markdown
+from distill_app.comparison.names import MODELS, STUDENTS
 from distill_app.comparison.params import CompareParams
 from distill_app.comparison.report import render_report
-from distill_app.comparison.verdict import STUDENTS, below, judge_student
-from distill_app.core.files import iter_records, read_json, read_records, save_json, save_text
+from distill_app.comparison.verdict import below, judge_student
+from distill_app.core.files import Record, iter_records, read_json, save_json, save_text
+from distill_app.core.prompts import user_content
 from distill_app.data.heldout import overlap
 
-TRAINED_ON = {"system1": "train_labeled.json", "system2": "omnithought_cot.json"}
 HELD_OUT = {"system1": "heldout_s1_labeled.json", "system2": "heldout_s2.json"}
+TRAINED_ON = {"system1": "train_labeled.json", "system2": "omnithought_cot.json"}
 PLOTTED = {"instructions": ("chrf", "loss"), "reasoning": ("accuracy", "multi_step")}
 
 
@@ -71,7 +73,7 @@ def _compare(
     models = {name: model_figures(name, answers, costs[name]) for name in MODELS}
     shared = {}
     for name, student in STUDENTS.items():
-        asked = read_records(data / HELD_OUT[name])[: len(answers[student.task])]
+        asked = _asked(data / HELD_OUT[name], [row["prompt"] for row in answers[student.task]])
         shared[name] = overlap(iter_records(data / TRAINED_ON[name]), asked)
     return {
         "prompts": {task: len(rows) for task, rows in answers.items()},
@@ -83,6 +85,19 @@ def _compare(
         },
         "overlap": shared,
     }
+
+
+def _asked(path: Path, prompts: Sequence[str]) -> list[Record]:
+    """Return the held-out records whose prompts were asked."""
+    by_prompt = {
+        user_content(record["instruction"], record["input"]): record for record in iter_records(path)
+    }
+    if lost := [prompt for prompt in prompts if prompt not in by_prompt]:
+        raise ValueError(
+            f"{path}: {len(lost)} of {len(prompts)} prompts in answers.json are not in it, expected all; run"
+            " measure again"
+        )
+    return [by_prompt[prompt] for prompt in prompts]
 
 
 def _provenance(model: Path) -> Any:

@@ -11,19 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from distill_app.comparison.metrics import (
-    MODELS,
-    OUTCOMES,
-    STUDENTS,
-    Metric,
-    deciding_metrics,
-    figure_of,
-    show,
-    show_both,
-)
+from distill_app.comparison.metrics import Metric, deciding_metrics, figure_of, show, show_both
+from distill_app.comparison.names import MODELS, OUTCOMES, STUDENTS
 
 WIDTH = 100  # columns; wider tables are harder to read, and logs are often cut here
-COLOURS = {"met": "green", "missed": "red", "unclear": "yellow"}
 # The intervals that the table shows, from the most to none: the first table that fits its width is printed.
 INTERVALS = (
     {"loss", "chrf", "win_rate", "accuracy", "multi_step", "tokens_per_sec"},
@@ -44,8 +35,8 @@ def print_comparison(comparison: Mapping[str, Any], report_path: str) -> None:
     console.print()
     for verdict in comparison["verdicts"].values():
         head, *others = verdict["sentences"]
-        sign = Text(f"{OUTCOMES[verdict['outcome']][0]} ", style=COLOURS[verdict["outcome"]])
-        console.print(sign.append(head, style="bold"))
+        outcome = OUTCOMES[verdict["outcome"]]
+        console.print(Text(f"{outcome.sign} ", style=outcome.colour).append(head, style="bold"))
         for sentence in others:
             console.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
     # A path is for copying: it stays on one line, and its brackets are not markup.

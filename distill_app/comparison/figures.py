@@ -3,28 +3,44 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill_app.comparison.names import MODELS
 from distill_app.core import statistics
 from distill_app.core.statistics import Figure
 
-MODELS = ("teacher", "system1_before", "system1", "system2_before", "system2")
 Rows = Sequence[Mapping[str, Any]]  # a prompt with the five answers
-WIN = {"won": 1.0, "tied": 0.5, "unread": 0.5, "lost": 0.0}
+WIN = {"won": 1.0, "tied": 0.5, "lost": 0.0}
+SCORES = {"chrf": "chrf", "accuracy": "right"}  # the key of an answer that a measure reads
 
 
 def model_figures(name: str, answers: Mapping[str, Rows], cost: Mapping[str, Any]) -> dict[str, Any]:
     """Return all figures of one model, as comparison.json holds them."""
     return {
         "name": cost["model"],
-        "instructions": _instructions([row[name] for row in answers["instructions"]]),
-        "reasoning": _reasoning([row[name] for row in answers["reasoning"]]),
+        "instructions": _instructions(name, answers["instructions"]),
+        "reasoning": _reasoning(name, answers["reasoning"]),
         "cost": _cost(cost),
     }
 
 
+def scored(measure: str, rows: Rows) -> Rows:
+    """Return the rows that a measure can judge: no answer is right or wrong where the reference has none."""
+    return [row for row in rows if row["teacher"][SCORES[measure]] is not None]
+
+
 def values(measure: str, name: str, rows: Rows) -> list[float]:
-    """Return what a measure ("chrf" or "accuracy") gives for each answer of a model."""
-    key = {"chrf": "chrf", "accuracy": "right"}[measure]
-    return [float(row[name][key]) for row in rows]
+    """Return what a measure ("chrf" or "accuracy") gives each answer of a model, of rows that are scored."""
+    return [float(row[name][SCORES[measure]]) for row in rows]
+
+
+def refusals(name: str, rows: Rows) -> int:
+    """Count the prompts that were too long for a model."""
+    return sum(row[name]["refused"] for row in rows)
+
+
+def pairs_unread(name: str, rows: Rows) -> list[bool]:
+    """Return for each pair that a judge saw whether one of its two replies could not be read."""
+    ways = [row[name]["against_teacher"] for row in rows if "against_teacher" in row[name]]
+    return ["unread" in pair for pair in ways]
 
 
 def speedup(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Figure:
@@ -32,33 +48,41 @@ def speedup(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Figure:
     return statistics.ratio(teacher["alone_sec"], student["alone_sec"])
 
 
-def _instructions(found: Rows) -> dict[str, Figure]:
+def _instructions(name: str, rows: Rows) -> dict[str, Figure]:
+    # The loss is compared on the references that all five could read.
+    found = [row[name] for row in rows if all("reference_nats" in row[who] for who in MODELS)]
+    nats, tokens = ([answer[key] for answer in found] for key in ("reference_nats", "reference_tokens"))
     figures = {
-        "loss": statistics.ratio(
-            [answer["reference_nats"] for answer in found], [answer["reference_tokens"] for answer in found]
-        ),
-        "chrf": statistics.mean([answer["chrf"] for answer in found]),
-        **_lengths(found),
+        "loss": statistics.ratio(nats, tokens),
+        "chrf": statistics.mean(values("chrf", name, rows)),
+        **_lengths(name, rows),
     }
-    if all("against_teacher" in answer for answer in found):
-        wins = [sum(WIN[way] for way in answer["against_teacher"]) / 2 for answer in found]
+    if unread := pairs_unread(name, rows):
+        judged = [row[name]["against_teacher"] for row in rows]
+        wins = [sum(WIN[way] for way in ways) / 2 for ways in judged if "unread" not in ways]
         figures["win_rate"] = statistics.mean(wins)
+        if any(any(pairs_unread(who, rows)) for who in MODELS):
+            figures["unread"] = statistics.share(unread)
     return figures
 
 
-def _reasoning(found: Rows) -> dict[str, Figure]:
+def _reasoning(name: str, rows: Rows) -> dict[str, Figure]:
+    right = [bool(value) for value in values("accuracy", name, scored("accuracy", rows))]
     return {
-        "accuracy": statistics.share([answer["right"] for answer in found]),
-        "multi_step": statistics.share([answer["steps"] > 1 for answer in found]),
-        **_lengths(found),
+        "accuracy": statistics.share(right),
+        "multi_step": statistics.share([row[name]["steps"] > 1 for row in rows]),
+        **_lengths(name, rows),
     }
 
 
-def _lengths(found: Rows) -> dict[str, Figure]:
-    return {
-        "length": statistics.mean([answer["tokens"] for answer in found]),
-        "cut": statistics.share([answer["cut"] for answer in found]),
+def _lengths(name: str, rows: Rows) -> dict[str, Figure]:
+    figures = {
+        "length": statistics.mean([row[name]["tokens"] for row in rows]),
+        "cut": statistics.share([row[name]["cut"] for row in rows]),
     }
+    if any(refusals(who, rows) for who in MODELS):
+        figures["refused"] = statistics.share([row[name]["refused"] for row in rows])
+    return figures
 
 
 def _cost(cost: Mapping[str, Any]) -> dict[str, Figure]:

@@ -7,8 +7,6 @@ from typing import Any
 from distill_app.comparison.metrics import (
     BENCHMARK,
     GROUPS,
-    MODELS,
-    STUDENTS,
     UNKNOWN,
     Group,
     deciding_metrics,
@@ -16,9 +14,8 @@ from distill_app.comparison.metrics import (
     show_both,
     shown_metrics,
 )
+from distill_app.comparison.names import MODELS, OUTCOMES, STUDENTS
 from distill_app.comparison.texts import clean
-
-OUTCOMES = {"met": "✅", "missed": "❌", "unclear": "❔"}
 
 
 def render_markdown(comparison: Mapping[str, Any]) -> str:
@@ -47,7 +44,7 @@ def render_markdown(comparison: Mapping[str, Any]) -> str:
 
 def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     head, *others = verdict["sentences"]
-    yield f"**{OUTCOMES[verdict['outcome']]} {_escaped(head)}**"
+    yield f"**{OUTCOMES[verdict['outcome']].emoji} {_escaped(head)}**"
     yield ""
     for sentence in others:
         yield f"- {_escaped(sentence)}"

@@ -5,19 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-MODELS = {
-    "teacher": "Teacher",
-    "system1_before": "System 1 before",
-    "system1": "System 1",
-    "system2_before": "System 2 before",
-    "system2": "System 2",
-}
-STUDENTS = {"system1": "System 1", "system2": "System 2"}
-OUTCOMES = {
-    "met": "✓ met",
-    "missed": "✗ missed",
-    "unclear": "? cannot tell",
-}  # signs too: not by colour alone
+from distill_app.comparison.names import MODELS
+
 NOTHING = "–"
 UNKNOWN: Mapping[str, Any] = {"value": None, "low": None, "high": None}
 
@@ -64,6 +53,14 @@ _count = _scaled(((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")))
 _seconds = "{:.2f} s".format
 _rate = "{:.0f}".format
 
+_IN_STEPS = Metric("multi_step", "In steps", "in steps", "answers in two steps or more", "↑", _percent, True)
+_LENGTHS = (
+    Metric("length", "Length", "tokens", "tokens an answer", "", "{:.0f}".format),
+    Metric("cut", "Cut", "cut", "answers that reached the token limit", "↓", _percent),
+    Metric(
+        "refused", "Refused", "refused", "prompts too long for the model, counted as failed", "↓", _percent
+    ),
+)
 INSTRUCTIONS = Group(
     "instructions",
     "Following instructions",
@@ -75,8 +72,10 @@ INSTRUCTIONS = Group(
         Metric(
             "win_rate", "Wins", "wins", "against the teacher before a judge, ties half", "↑", _percent, True
         ),
-        Metric("length", "Length", "tokens", "tokens an answer", "", "{:.0f}".format),
-        Metric("cut", "Cut", "cut", "answers that reached the token limit", "↓", _percent),
+        Metric(
+            "unread", "Judge unread", "unread", "pairs whose judge could not be read, left out", "↓", _percent
+        ),
+        *_LENGTHS,
     ),
 )
 REASONING = Group(
@@ -84,9 +83,8 @@ REASONING = Group(
     "Reasoning",
     (
         Metric("accuracy", "Right answers", "right", "of the held-out problems", "↑", _percent, True),
-        Metric("multi_step", "In steps", "in steps", "answers in two steps or more", "↑", _percent, True),
-        Metric("length", "Length", "tokens", "tokens an answer", "", "{:.0f}".format),
-        Metric("cut", "Cut", "cut", "answers that reached the token limit", "↓", _percent),
+        _IN_STEPS,
+        *_LENGTHS,
     ),
 )
 COST = Group(
@@ -171,7 +169,7 @@ DECIDING = {
 CHECKS = {
     "retention": Metric("retention", "Skill kept", "kept", "share of the teacher's", "↑", _percent),
     "speedup": Metric("speedup", "Speed-up", "speed-up", "times the teacher's speed", "↑", "{:.2f}×".format),
-    "multi_step": Metric("multi_step", "In steps", "in steps", "answers in two steps or more", "↑", _percent),
+    "multi_step": _IN_STEPS,
 }
 # A benchmark's scale is not ours to know.
 BENCHMARK = Metric("benchmark", "", "", "", "↑", "{:.3g}".format)

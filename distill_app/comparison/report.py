@@ -11,10 +11,7 @@ from distill_app.comparison.metrics import (
     BENCHMARK,
     CHECKS,
     GROUPS,
-    MODELS,
     NOTHING,
-    OUTCOMES,
-    STUDENTS,
     UNKNOWN,
     Group,
     Metric,
@@ -24,7 +21,9 @@ from distill_app.comparison.metrics import (
     show_interval,
     shown_metrics,
 )
+from distill_app.comparison.names import MODELS, OUTCOMES, STUDENTS
 from distill_app.comparison.texts import clean, differing
+from distill_app.comparison.verdict import FEW
 
 
 class Task(NamedTuple):
@@ -46,6 +45,7 @@ TASKS = {
             "other": "{} says something else than the teacher",
             "unchanged": "{} unchanged by distillation",
             "cut": "{} cut at the token limit",
+            "refused": "Too long for {}",
         },
     ),
     "reasoning": Task(
@@ -61,6 +61,7 @@ TASKS = {
             "behind": "{} wrong, teacher right",
             "unchanged": "{} unchanged by distillation",
             "cut": "{} cut at the token limit",
+            "refused": "Too long for {}",
         },
     ),
 }
@@ -96,8 +97,9 @@ def render_report(
         groups=[_group(comparison, group) for group in GROUPS if shown_metrics(comparison, group)],
         tasks=[_task(key, answers[key]) for key in TASKS],
         models=MODELS,
+        few=FEW,
         benchmarks=_benchmarks(clean(comparison["benchmarks"])),
-        losses=[(title, _loss_chart(title, curves.get(name, {}))) for name, title in STUDENTS.items()],
+        losses=[(MODELS[name], _loss_chart(MODELS[name], curves.get(name, {}))) for name in STUDENTS],
         provenance=list(_flatten(clean(provenance))),
     )
 
@@ -105,9 +107,9 @@ def render_report(
 def _verdict(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
     head, *sentences = verdict["sentences"]
     return {
-        "title": STUDENTS[name],
+        "title": MODELS[name],
         "outcome": verdict["outcome"],
-        "says": OUTCOMES[verdict["outcome"]],
+        "says": _says(verdict["outcome"]),
         "head": head,
         "sentences": sentences[len(verdict["checks"]) :],  # those before say what the table of checks says
         "checks": [_check(name, check) for check in verdict["checks"]],
@@ -117,9 +119,9 @@ def _verdict(name: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
 def _check(student: str, check: Mapping[str, Any]) -> dict[str, Any]:
     from markupsafe import Markup
 
-    metric, found, says = CHECKS[check["name"]], check["found"], OUTCOMES[check["outcome"]]
+    metric, found, says = CHECKS[check["name"]], check["found"], _says(check["outcome"])
     wanted = metric.write(check["wanted"])
-    colour = COLOURS[STUDENTS[student]]
+    colour = COLOURS[MODELS[student]]
     return {
         "metric": metric,
         "found": show(metric, found),
@@ -127,9 +129,13 @@ def _check(student: str, check: Mapping[str, Any]) -> dict[str, Any]:
         "wanted": wanted,
         "outcome": check["outcome"],
         "says": says,
-        "label": f"{metric.name} of {STUDENTS[student]}: {show_both(metric, found)}, wanted {wanted}, {says}",
+        "label": f"{metric.name} of {MODELS[student]}: {show_both(metric, found)}, wanted {wanted}, {says}",
         "svg": Markup(goal_chart(found, check["wanted"], f"wanted {wanted}", colour)),
     }
+
+
+def _says(outcome: str) -> str:
+    return f"{OUTCOMES[outcome].sign} {OUTCOMES[outcome].says}"
 
 
 def _group(comparison: Mapping[str, Any], group: Group) -> dict[str, Any]:
@@ -235,9 +241,8 @@ def _kinds(row: Mapping[str, Any], student: str) -> Iterator[str]:
     yield "same" if _words(now) == _words(teacher) else "other"
     if _words(now) == _words(before):
         yield "unchanged"
-    if now.get("cut"):
-        yield "cut"
-    if "right" not in now:
+    yield from (kind for kind in ("cut", "refused") if now[kind])
+    if now.get("right") is None:  # no problem, or one whose reference cannot be read
         return
     yield "right" if now["right"] else "wrong"
     if now["right"] != before["right"]:

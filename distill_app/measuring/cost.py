@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,43 @@ RESET_PEAK = "5"  # to /proc/PID/clear_refs: the peak of resident memory starts 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready to answer, and the prompts with which its speed is measured."""
+    """A model that is ready to answer, and the instructions as it is asked."""
 
     model: Model
     tokenizer: Tokenizer
+    identity: dict[str, Any]  # of the engine that answers with it
     prompts: list[str]
+
+
+def with_room(loaded: Mapping[str, Loaded], params: MeasureParams) -> dict[str, Loaded]:
+    """Return the models with the prompts alone by which to time them: those that leave all of them room.
+
+    An engine refuses a prompt that is too long, which takes no time at all.
+
+    Raises:
+        ValueError: no prompt does.
+    """
+    fits = [[has_room(one, prompt, params.speed_tokens) for prompt in one.prompts] for one in loaded.values()]
+    places = [place for place, all_fit in enumerate(map(all, zip(*fits, strict=True))) if all_fit]
+    if not places:
+        name = min(loaded, key=lambda name: _positions(loaded[name]))
+        raise ValueError(
+            f"measure.speed_tokens: found {params.speed_tokens}, for which none of {len(fits[0])} held-out"
+            f" instructions leaves all models room ({name} has {_positions(loaded[name])} positions);"
+            " lower it, or hold out shorter instructions"
+        )
+    chosen = places[: params.speed_prompts]
+    return {name: replace(one, prompts=[one.prompts[p] for p in chosen]) for name, one in loaded.items()}
+
+
+def has_room(one: Loaded, text: str, tokens: int) -> bool:
+    """Tell whether a model can read a text and write so many tokens after it."""
+    count = len(one.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return 0 < count <= _positions(one) - tokens
+
+
+def _positions(one: Loaded) -> int:
+    return getattr(one.model.config, "max_position_embeddings", None) or 2**31
 
 
 def measure_speed(loaded: Mapping[str, Loaded], params: MeasureParams) -> dict[str, dict[str, Any]]:
@@ -38,7 +70,7 @@ def measure_speed(loaded: Mapping[str, Loaded], params: MeasureParams) -> dict[s
         `alone_sec` and `batch_sec`, one number a prompt, and `tokens`, generated for each.
     """
     sampling = Sampling(params.speed_tokens, stop_at_eos=False)
-    count = min(len(one.prompts) for one in loaded.values())
+    count = len(next(iter(loaded.values())).prompts)
     alone = {name: [math.inf] * count for name in loaded}
     batch = {name: [math.inf] * count for name in loaded}
     for one in loaded.values():
@@ -53,8 +85,8 @@ def measure_speed(loaded: Mapping[str, Loaded], params: MeasureParams) -> dict[s
     return {
         name: {
             "tokens": params.speed_tokens,
-            "alone_sec": [round(seconds, 4) for seconds in alone[name]],
-            "batch_sec": [round(seconds, 4) for seconds in batch[name]],
+            "alone_sec": [round(seconds, 6) for seconds in alone[name]],
+            "batch_sec": [round(seconds, 6) for seconds in batch[name]],
         }
         for name in loaded
     }

@@ -10,8 +10,9 @@ from distill_app.labeling.store import AnswerStore
 
 Outcome = Literal["won", "lost", "tied", "unread"]
 JUDGE_TOKENS = 8  # it is asked for one letter
-# The letter stands alone or before a sign or "is": "A better answer is B" does not name A.
-REPLY = re.compile(r"\W*(?:answer\W+(?:is\W+)?)?([ABC])(?=\W*$|[^\w\s'’]|\s+is\b)", re.IGNORECASE)
+WHOLE = re.compile(r"[\W_]*([abc])[\W_]*", re.IGNORECASE)
+# Before a word it may be an article or an argument ("A better answer is B"), but for "A is better".
+NAMED = re.compile(r"\b([ABC])\b(?=\s*$|\s*[^\w\s'’]|\s+is\s+(?:the\s+)?better\b)", re.MULTILINE)
 OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {  # of the answer in place A, and in place B
     "A": ("won", "lost"),
     "B": ("lost", "won"),
@@ -39,7 +40,8 @@ def judge_pairs(
     """Return how the second answer of each (prompt, teacher's, student's) did against the first.
 
     Two outcomes a pair, the student's answer in place A and in place B, because judges favour a place
-    (Zheng et al. 2023, arXiv:2306.05685). "unread" is a reply that names neither.
+    (Zheng et al. 2023, arXiv:2306.05685). "unread" is a reply that names none of the letters
+    or several, or that the judge refused because the pair was too long for it.
     """
 
     def prompts() -> Iterator[str]:
@@ -55,5 +57,8 @@ def judge_pairs(
 
 
 def _outcome(reply: str, place: int) -> Outcome:
-    found = REPLY.match(reply)
+    """Read a reply that is a letter, or in which exactly one stands alone in capitals."""
+    found = WHOLE.fullmatch(reply)
+    if found is None and len(set(re.findall(r"\b[ABC]\b", reply))) == 1:
+        found = NAMED.search(reply)
     return OUTCOMES[found[1].upper()][place] if found else "unread"

@@ -7,6 +7,7 @@ from distill_app.core.models import Model, Tokenizer
 
 STEP = re.compile(r"=|^\s*(?:step\s*\d+|\d+[.)])", re.IGNORECASE)
 FINAL = re.compile(r"\\boxed|\banswer is\b|^\s*answer:", re.IGNORECASE)
+BOXED = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")  # braces in it two deep
 
 
 def chrf(answer: str, reference: str) -> float:
@@ -16,16 +17,25 @@ def chrf(answer: str, reference: str) -> float:
     return round(sentence_chrf(answer, [reference]).score, 2)
 
 
-def is_right(answer: str, reference: str) -> bool:
+def is_right(answer: str, reference: str) -> bool | None:
     """Tell whether the final answer equals the reference's, as math-verify reads both.
 
-    A `\\boxed{}` answer counts before a bare number; where there are several, the last one.
+    The last `\\boxed{}` counts before a bare number, the last of which counts else. None where the reference
+    has no answer that can be read.
     """
     from math_verify import parse, verify
 
-    gold = parse(reference, raise_on_error=False)
-    found = parse(answer, raise_on_error=False)
-    return bool(gold) and bool(found) and bool(verify(gold, found, raise_on_error=False))
+    gold = parse(_final(reference), raise_on_error=False)
+    if not gold:
+        return None
+    found = parse(_final(answer), raise_on_error=False)
+    return bool(found) and bool(verify(gold, found, raise_on_error=False))
+
+
+def _final(text: str) -> str:
+    """Return the last `\\boxed{}` alone, since math-verify makes a set of several; else the text."""
+    boxes = BOXED.findall(text)
+    return boxes[-1] if boxes else text
 
 
 def count_steps(answer: str) -> int:
