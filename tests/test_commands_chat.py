@@ -245,9 +245,9 @@ def test_compare_asks_the_five_models_of_the_params(tiny_model_dir, tmp_path, mo
     parts = [part.partition("\n") for part in run.stdout.strip().split("\n\n")]
     assert [name for name, _, _ in parts] == [
         "Teacher",
-        "System 1 before distillation",
+        "System 1 before",
         "System 1",
-        "System 2 before distillation",
+        "System 2 before",
         "System 2",
     ]
     answers = [answer.rpartition("\n")[0] for _, _, answer in parts]

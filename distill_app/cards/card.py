@@ -131,7 +131,6 @@ def card_with_scores(model_dir: str, comparison: Mapping[str, Any]) -> str:
         + _template("comparison.md.jinja").render(
             verdict=verdict,
             prompts=comparison["prompts"][task],
-            overlap=comparison["overlap"][name],
             rows=[row for row in rows if any(cell != "–" for cell in row["cells"])],
             benchmarks=list(_benchmark_rows(name, comparison.get("benchmarks") or {})),
         )

@@ -12,6 +12,7 @@ from distill_app.commands.asking import (
     utf8,
     visible,
 )
+from distill_app.comparison.names import MODELS
 from distill_app.labeling.answers import Sampling
 
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from distill_app.labeling.candidates import Candidate
 
 HELP = "talk with a model, or with several at once"
-NAMES = {
-    "teacher": "Teacher",
-    "system1_before": "System 1 before distillation",
-    "system1": "System 1",
-    "system2_before": "System 2 before distillation",
-    "system2": "System 2",
-}
 COMMANDS = """\
 /reset  forget what was said
 /help   show this
@@ -113,7 +107,7 @@ def _conversations(args: argparse.Namespace) -> dict[str, "Conversation"]:
         model, tokenizer = load_teacher(candidate.model, candidate.quantization, candidate.revision)
         if candidate.mode is not None or not tokenizer.chat_template:  # as the comparison asks it
             tokenizer.chat_template = chat_template(candidate.mode or "system1")
-        talks[NAMES[candidate.name]] = Conversation(model, tokenizer)
+        talks[MODELS[candidate.name]] = Conversation(model, tokenizer)
     for path in dict.fromkeys(args.models):
         model, tokenizer = load_student(path)
         check_chat_template(path, tokenizer)
