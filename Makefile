@@ -9,8 +9,9 @@ repro: .venv/installed
 	@$(ENV) dvc status -q || (echo "dvc status: the run is not complete in the cache (disk full?); free space, then dvc commit -f" >&2; exit 1)
 	@$(ENV) distill report
 
+# With CI=true also the tests marked slow, and a program that is not installed fails its tests.
 test: .venv/installed
-	$(ENV) pytest
+	$(ENV) pytest $(if $(filter true,$(CI)),-m "not full")
 
 lint: .venv/installed
 	$(ENV) ruff check --no-cache .
@@ -51,7 +52,7 @@ bench-white-box: .venv/installed
 	$(ENV) python benchmarks/white_box.py
 
 bench-data: .venv/installed
-	$(ENV) python benchmarks/data.py $(if $(ROWS),--rows $(ROWS))
+	$(ENV) python benchmarks/data.py $(if $(ROWS),--rows $(ROWS)) $(if $(TRACE_KB),--trace-kb $(TRACE_KB)) $(if $(THREADS),--threads $(THREADS)) $(if $(SHARDS),--shards $(SHARDS))
 
 models/base/teacher: | .venv/installed
 	$(ENV) dvc repro base_models

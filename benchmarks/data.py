@@ -1,13 +1,14 @@
 """Times System 2's selection beside DuckDB's and Polars' own on the same files; one command, one table.
 
-make bench-data [ROWS=1000000]
+make bench-data [ROWS=1000000] [TRACE_KB=1] [THREADS=2] [SHARDS=135]
 
-The rows are generated once, with the schema of OmniThought: 2 to 4 traces each, about 1 KB a trace, in 135
-Parquet shards under work/bench-data. The selection: verified traces, RV and CD at most 6, the shortest one a
-question, written as {instruction, input, output}. The engines get it as one query that looks at one row at a
-time; ours also drops repeated questions and outputs, checks every text, holds a tenth of the questions out,
-counts every reject by its reason and keeps a sample. Each runs in a process of its own; a figure is of the
-whole process, and the memory is the most that it had. Every round runs all, one after the other.
+The rows are generated once, with the schema of OmniThought: 2 to 4 traces each, about TRACE_KB a trace, in
+Parquet shards of about 22 MB uncompressed under work/bench-data. The selection: verified traces, RV and CD at
+most 6, the shortest one a question, written as {instruction, input, output}. The engines get it as one query
+that looks at one row at a time; ours also drops repeated questions and outputs, checks every text, holds a
+tenth of the questions out, counts every reject by its reason and keeps a sample. Each runs in a process of
+its own; a figure is of the whole process, and the memory is the most that it had. Every round runs all, one
+after the other; the last line is how many times as long as the faster engine ours takes.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from typing import Any
 import numpy as np
 
 KIB = 1024  # Linux's unit of ru_maxrss
-SHARDS = 135
+SHARD_BYTES = 22_000_000  # as OmniThought's are
+GROUP_ROWS = 1000  # as `datasets` writes them
 OURS = "this selection"
 TEACHERS = np.array(["DeepSeek-R1", "DeepSeek-R1-0528", "QwQ-32B"])
 LEVEL_MAX = 6
@@ -35,22 +37,24 @@ def main() -> None:
     """Generate what is missing, run all and print the table."""
     args = arguments()
     if args.generate:
-        generate(args.folder, args.rows)
+        generate(args.folder, args.rows, args.trace_kb, args.shards)
         return
     if args.contender:
-        CONTENDERS[args.contender](args.folder / "rows", args.folder / "out")
+        CONTENDERS[args.contender](args.folder / "rows", args.folder / "out", args.threads)
         return
     # Not here: a process that was big once counts as big in each that it starts
-    command = [sys.executable, __file__, "--generate", "--rows", str(args.rows), "--folder", args.folder]
-    subprocess.run(command, check=True)
-    rows = args.folder / "rows"
-    size = sum(file.stat().st_size for file in rows.glob("*.parquet"))
-    print(f"{args.rows:,} rows, {SHARDS} shards, {size / 1e9:.2f} GB of Parquet, {os.cpu_count()} cores")
+    subprocess.run([sys.executable, __file__, "--generate", *sys.argv[1:]], check=True)
+    shards = list((args.folder / "rows").glob("*.parquet"))
+    size = sum(file.stat().st_size for file in shards)
+    print(
+        f"{args.rows:,} rows, {args.trace_kb} KB a trace, {len(shards)} shards, {size / 1e9:.2f} GB of"
+        f" Parquet, {args.threads} threads, {os.cpu_count()} cores"
+    )
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     peaks: dict[str, int] = dict.fromkeys(CONTENDERS, 0)
     for number in range(args.rounds):
         for name in CONTENDERS:
-            taken, peak = run(name, args.folder)
+            taken, peak = run(name, args.folder, args.threads)
             seconds[name].append(taken)
             peaks[name] = max(peak, peaks[name])
             print(f"round {number + 1}, {name}: {taken:.1f} s, {peak / 1e6:.0f} MB", flush=True)
@@ -65,6 +69,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--trace-kb", type=int, default=1, help="mean size of a trace, all fields")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--shards", type=int, help="files; by default of 22 MB each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("work/bench-data"))
     parser.add_argument("--remove", action="store_true", help="remove the folder at the end")
@@ -73,29 +80,42 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def generate(folder: Path, count: int) -> None:
+def generate(folder: Path, count: int, trace_kb: int, shards: int | None) -> None:
     """Write the rows, unless they are there already."""
+    shards = shards or max(1, min(count, count * 3000 * trace_kb // SHARD_BYTES))
     rows, mark = folder / "rows", folder / "rows.json"
-    if mark.is_file() and json.loads(mark.read_text()) == count:
+    wanted = [count, trace_kb, shards]
+    if mark.is_file() and json.loads(mark.read_text()) == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
     rows.mkdir(parents=True)
     words = np.random.default_rng(0)
     vocabulary = ["".join(map(chr, words.integers(97, 123, words.integers(2, 9)))) for _ in range(5000)]
     pool = np.frombuffer(" ".join(words.choice(vocabulary, 4_000_000)).encode(), np.uint8)
-    for shard in range(SHARDS):
-        here = count * (shard + 1) // SHARDS - count * shard // SHARDS
-        write_shard(rows / f"train-{shard:05d}-of-{SHARDS:05d}.parquet", here, pool, shard)
-    mark.write_text(json.dumps(count))
+    for shard in range(shards):
+        here = count * (shard + 1) // shards - count * shard // shards
+        write_shard(rows / f"train-{shard:05d}-of-{shards:05d}.parquet", here, pool, [17, shard], trace_kb)
+    mark.write_text(json.dumps(wanted))
 
 
-def write_shard(path: Path, count: int, pool: np.ndarray, seed: int) -> None:
-    """Write one shard of random texts; the same seed gives the same rows."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def write_shard(path: Path, count: int, pool: np.ndarray, seed: list[int], trace_kb: int) -> None:
+    """Write one shard of random texts, a row group at a time; the same seed gives the same rows."""
     import pyarrow.parquet as pq
 
-    random = np.random.default_rng([17, seed])
+    random, writer = np.random.default_rng(seed), None
+    for first in range(0, count, GROUP_ROWS):
+        table = some_rows(random, min(GROUP_ROWS, count - first), pool, trace_kb)
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def some_rows(random: np.random.Generator, count: int, pool: np.ndarray, trace_kb: int) -> Any:
+    """Return rows with the schema of OmniThought, as an Arrow table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     traces = random.integers(2, 5, count)
     total = int(traces.sum())
 
@@ -110,7 +130,8 @@ def write_shard(path: Path, count: int, pool: np.ndarray, seed: int) -> None:
         fields = [texts(total, 8, 20), pa.array(random.integers(0, 10, total))]
         return pa.StructArray.from_arrays(fields, ["judge", "level"])
 
-    thought, solution = texts(total, 150, 750), texts(total, 30, 90)
+    thought = texts(total, 150 * trace_kb, 750 * trace_kb)
+    solution = texts(total, 30 * trace_kb, 90 * trace_kb)
     columns = {
         "thought": thought,
         "solution": solution,
@@ -124,25 +145,27 @@ def write_shard(path: Path, count: int, pool: np.ndarray, seed: int) -> None:
     listed = pa.ListArray.from_arrays(
         offsets, pa.StructArray.from_arrays(list(columns.values()), list(columns))
     )
-    table = pa.table({"question": texts(count, 60, 300), "reasoning": listed})
-    pq.write_table(table, path, row_group_size=1000)
+    return pa.table({"question": texts(count, 60, 300), "reasoning": listed})
 
 
-def ours(rows: Path, out: Path) -> None:
+def ours(rows: Path, out: Path, threads: int) -> None:
     """Select as the stage does."""
     from distill_app.data.reasoning import TraceRules, prepare_traces
     from distill_app.data.selection import Outputs
+    from distill_app.data.sources import Dataset, Reading
 
     outputs = Outputs(*(str(out / name) for name in ("train.json", "heldout.json", "rejects.json", "t.csv")))
     rules = TraceRules(rv_max=LEVEL_MAX, cd_max=LEVEL_MAX, max_traces=1)
-    prepare_traces(str(rows), "train", None, rules, 0.1, 17, outputs)
+    prepare_traces(Dataset(str(rows)), rules, 0.1, 17, outputs, Reading(threads=threads))
 
 
-def duckdb_query(rows: Path, out: Path) -> None:
+def duckdb_query(rows: Path, out: Path, threads: int) -> None:
     """Select in one query of DuckDB, and let it write the JSON list."""
     import duckdb
 
-    connection = duckdb.connect(config={"memory_limit": "512MiB", "temp_directory": str(out / "overflow")})
+    connection = duckdb.connect(
+        config={"threads": threads, "memory_limit": "4GiB", "temp_directory": str(out / "overflow")}
+    )
     fits = (
         f"t.thought_correctness_verify AND t.Reasoning_Verbosity.level <= {LEVEL_MAX}"
         f" AND t.Cognitive_Difficulty.level <= {LEVEL_MAX}"
@@ -156,8 +179,9 @@ def duckdb_query(rows: Path, out: Path) -> None:
     )
 
 
-def polars_query(rows: Path, out: Path) -> None:
+def polars_query(rows: Path, out: Path, threads: int) -> None:
     """Select in one streaming query of Polars, and let it write JSON lines, which it can stream."""
+    os.environ["POLARS_MAX_THREADS"] = str(threads)
     import polars as pl
 
     trace = pl.element().struct
@@ -175,18 +199,19 @@ def polars_query(rows: Path, out: Path) -> None:
     ).filter(pl.col("output").is_not_null()).sink_ndjson(out / "train.jsonl")
 
 
-CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
+CONTENDERS: dict[str, Callable[[Path, Path, int], None]] = {
     OURS: ours,
     "DuckDB, one query": duckdb_query,
     "Polars, one query": polars_query,
 }
 
 
-def run(name: str, folder: Path) -> tuple[float, int]:
+def run(name: str, folder: Path, threads: int) -> tuple[float, int]:
     """Run one in a process of its own; return its seconds and the most memory that it had, in bytes."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     (folder / "out").mkdir()
-    command = [sys.executable, __file__, "--contender", name, "--folder", str(folder.absolute())]
+    command = [sys.executable, __file__, "--contender", name, "--threads", str(threads)]
+    command += ["--folder", str(folder.absolute())]
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -205,10 +230,8 @@ def show(rows: int, seconds: dict[str, list[float]], peaks: dict[str, int]) -> N
         print(f"{name:<22}{rate:>10,.0f}{rounds:>26}{peaks[name] / 1e6:>11.0f} MB")
     faster = [min(values) for values in zip(*(v for k, v in seconds.items() if k != OURS), strict=True)]
     ratios = [mine / theirs for mine, theirs in zip(seconds[OURS], faster, strict=True)]
-    print(
-        f"{OURS} takes {statistics.median(ratios):.2f} times as long as the faster engine"
-        f" (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})"
-    )
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"{OURS}: {statistics.median(ratios):.2f} times as long as the faster engine (rounds: {rounds})")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch
 from label import arguments, read_prompts
 
 from distill_app.core.models import load_teacher
-from distill_app.labeling.answers import Sampling
-from distill_app.labeling.engine import generate
+from distill_app.generation.answers import Sampling
+from distill_app.generation.batch import generate
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from typing import Any
 from label import arguments, read_prompts
 
 from distill_app.core.models import load_teacher, load_tokenizer
-from distill_app.labeling.answers import Answer, Engine, Sampling
-from distill_app.labeling.in_process import InProcess
-from distill_app.labeling.ray_workers import RayWorkers
+from distill_app.generation.answers import Answer, Engine, Sampling
+from distill_app.generation.in_process import InProcess
+from distill_app.generation.ray_workers import RayWorkers
 
 WORKERS = 2
 BATCH_SIZE = 8

@@ -18,13 +18,14 @@ from distill_app import load_student, write_system1_config
 from distill_app.core.files import read_records
 from distill_app.core.params import read_section
 from distill_app.core.prompts import format_prompt, format_response
-from distill_app.easydistill.params import WordsAndProbabilities
+from distill_app.easydistill.params import TrainParams
 from distill_app.easydistill.run import run_easy_distill
-from distill_app.labeling.answers import Sampling
-from distill_app.labeling.engine import generate
+from distill_app.evaluation.asking.fidelity import Reading, answer_nats
+from distill_app.evaluation.scores import chrf
+from distill_app.generation.answers import Sampling
+from distill_app.generation.batch import generate
 from distill_app.labeling.logits import write_top_logits
 from distill_app.labeling.params import LabelParams
-from distill_app.measuring.scores import chrf, response_losses
 
 TRAIN, HELDOUT = "data/train_labeled.json", "data/heldout_s1_labeled.json"
 SETTINGS: dict[str, dict[str, Any] | None] = {
@@ -61,7 +62,7 @@ def main() -> None:
 
 def train(scratch: Path, logits: str, setting: dict[str, Any] | None, seed: int) -> str:
     """Return the checkpoint of a student trained as params.yaml says, but for the setting and the seed."""
-    params = read_section("train_s1", WordsAndProbabilities)
+    params = read_section("train_s1", TrainParams)
     extra: dict[str, Any] = {"backend": "builtin"}
     if setting is not None:
         extra |= {
@@ -93,9 +94,10 @@ def judge(checkpoint: str) -> tuple[float, float]:
     answers = [r["output"] for r in records]
     said = generate(model, tokenizer, prompts, Sampling(max_new_tokens=128))
     responses = [format_response(answer) for answer in answers]
-    sums, tokens = zip(*response_losses(model, tokenizer, prompts, responses), strict=True)
+    found = [one for one in answer_nats(Reading(model, tokenizer, prompts, responses)) if one]
+    loss = sum(one["nats"] for one in found) / sum(one["tokens"] for one in found)
     overlaps = [chrf(answer.text, reference) for answer, reference in zip(said, answers, strict=True)]
-    return sum(sums) / sum(tokens), statistics.mean(overlaps)
+    return loss, statistics.mean(overlaps)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ _HOME = {
     "prepare_system2_dataset": "api",
     "load_teacher": "core.models",
     "load_student": "core.models",
-    "infer_student": "labeling.infer",
+    "infer_student": "generation.infer",
     "format_prompt": "core.prompts",
     "label_with_teacher": "labeling.label",
     "write_system1_config": "easydistill.config",

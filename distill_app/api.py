@@ -1,20 +1,23 @@
 """The public entry points: the boundary where errors become the contract's printed messages."""
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from distill_app.core.errors import EmptyDataError, SchemaError
-from distill_app.core.files import read_records, save_records
+from distill_app.core.files import Record, batched, iter_records, save_records
 from distill_app.core.models import Model, Tokenizer, is_local_path, load_student, load_teacher
 from distill_app.core.stage import one_line
 from distill_app.data.instructions import InstructionRules, prepare_instructions
 from distill_app.data.reasoning import TraceRules, prepare_traces
 from distill_app.data.selection import Outputs
+from distill_app.data.sources import Dataset
 from distill_app.easydistill.config import write_system1_config, write_system2_config
+from distill_app.easydistill.job import iter_labeled
 from distill_app.easydistill.run import run_easy_distill
-from distill_app.labeling.answers import Sampling
-from distill_app.labeling.infer import infer_student
+from distill_app.generation.answers import Sampling
+from distill_app.generation.infer import infer_student
 from distill_app.labeling.label import ask_teacher, select_answers
 
 TEACHER = "Qwen/Qwen2.5-7B-Instruct"
@@ -87,7 +90,8 @@ def _can_train(system: str, student: Any, data_path: str) -> bool:
         print(f"Example: {SYSTEM1_STUDENT if system == '1' else SYSTEM2_STUDENT}")
         return False
     try:
-        read_records(data_path)
+        for _ in iter_labeled(data_path):
+            pass
     except (FileNotFoundError, EmptyDataError):
         print(NO_DATA.format(system))
         return False
@@ -128,21 +132,28 @@ def prepare_system1_dataset(
     """
     try:
         outputs = Outputs(out_instructions)
-        prepare_instructions(dataset, slice_str, revision, InstructionRules(), 0.0, 0, outputs)
+        source = Dataset(dataset, slice_str, revision)
+        metrics = prepare_instructions(source, InstructionRules(), 0.0, 0, outputs)
     except EmptyDataError:
         print(NO_DATA.format("1"))
         return
-    records = read_records(out_instructions)
-    labeled = [r for r in records if r["output"].strip()]
+    _print_dropped(metrics, metrics["rows_in"], "rows")
+    labeled: Iterable[Record] = (r for r in iter_records(out_instructions) if r["output"].strip())
     if relabel_with_teacher:
         if teacher_model is None or teacher_tokenizer is None:
             teacher_model, teacher_tokenizer = load_teacher(TEACHER)
-        sampling = Sampling(max_new_tokens=256, temperature=0.8, top_p=0.9)
-        answers = ask_teacher(teacher_model, teacher_tokenizer, records, sampling, 16, "system1", "label")
-        labeled, _ = select_answers(records, answers, "drop")
-    if len(labeled) < len(records):
-        print(f"{len(records) - len(labeled)} of {len(records)} instructions left out: no whole answer")
-    save_records(out_labeled, labeled)
+        labeled = _relabeled(out_instructions, teacher_model, teacher_tokenizer)
+    kept = save_records(out_labeled, labeled)
+    if kept < metrics["train"]:
+        print(f"{metrics['train'] - kept} of {metrics['train']} instructions left out: no whole answer")
+
+
+def _relabeled(path: str, model: Model, tokenizer: Tokenizer) -> Iterator[Record]:
+    """Yield the records of a file with the teacher's whole answers, asked a few thousand at a time."""
+    sampling = Sampling(max_new_tokens=256, temperature=0.8, top_p=0.9)
+    for records in batched(iter_records(path), 4096):
+        answers = ask_teacher(model, tokenizer, records, sampling, 16, "system1", "label")
+        yield from select_answers(records, answers, "drop")[0]
 
 
 def prepare_system2_dataset(
@@ -171,11 +182,20 @@ def prepare_system2_dataset(
     """
     rules = TraceRules(rv_min, rv_max, cd_min, cd_max, verified_only, max_traces=max_traces)
     try:
-        prepare_traces(dataset, slice_str, revision, rules, 0.0, 0, Outputs(out_cot))
+        metrics = prepare_traces(Dataset(dataset, slice_str, revision), rules, 0.0, 0, Outputs(out_cot))
     except SchemaError:
         print("Unexpected OmniThought schema, please inspect omni[0]")
     except EmptyDataError:
         print(NO_DATA.format("2"))
+    else:
+        _print_dropped(metrics, metrics["traces_in"], "traces")
+
+
+def _print_dropped(metrics: dict[str, Any], count: int, what: str) -> None:
+    dropped = metrics["dropped"]
+    if dropped:
+        took = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+        print(f"{sum(dropped.values())} of {count} {what} left out: {took}")
 
 
 def compare_models(

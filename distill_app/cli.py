@@ -5,7 +5,7 @@ import os
 import sys
 from functools import partial
 
-from distill_app.commands import ask, chat, export, labels, profile, report
+from distill_app.commands import ask, chat, export, inspect, labels, pin, profile, report
 from distill_app.core.stage import report_errors
 
 VERBS = {
@@ -13,8 +13,10 @@ VERBS = {
     "chat": chat,
     "report": report,
     "export": export,
+    "inspect": inspect,
     "labels": labels,
     "profile": profile,
+    "pin": pin,
 }
 
 

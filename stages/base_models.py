@@ -3,13 +3,13 @@
 from distill_app.base.build import build_base_models
 from distill_app.base.params import BaseModelsParams
 from distill_app.core.files import save_json
-from distill_app.core.params import read_section
+from distill_app.core.inputs import read_inputs
 from distill_app.core.stage import run_stage
 
 
 def main() -> None:
     """Build the base models."""
-    params = read_section("base_models", BaseModelsParams)
+    params = read_inputs("base_models", BaseModelsParams)
     report = build_base_models(params, "models/base")
     save_json("metrics/base_models.json", report)
     print(f"base_models: teacher {params.teacher or 'not built here'} -> models/base")

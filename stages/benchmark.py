@@ -1,22 +1,28 @@
 """Reads the five models and task files; writes the scores on standard tasks to reports/benchmarks.json."""
 
-from distill_app.benchmarking.params import BenchmarkParams, TeacherWeights
-from distill_app.benchmarking.run import run_benchmarks
 from distill_app.core.files import save_json
-from distill_app.core.params import read_section
+from distill_app.core.inputs import read_inputs
 from distill_app.core.stage import run_stage
-from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
+from distill_app.easydistill.params import TrainParams
+from distill_app.evaluation.benchmarks.params import BenchmarkParams
+from distill_app.evaluation.benchmarks.run import run_benchmarks
+from distill_app.evaluation.candidates import TeacherParams
 from distill_app.labeling.params import LabelParams
 
 
 def main() -> None:
     """Run the benchmarks; without tasks, write that there are none."""
+    params = read_inputs("benchmark", BenchmarkParams)
+    before1 = read_inputs("benchmark", TrainParams, "train_s1")
+    before2 = read_inputs("benchmark", TrainParams, "train_s2")
     results = run_benchmarks(
-        read_section("benchmark", BenchmarkParams),
-        label=read_section("label", LabelParams),
-        teacher=read_section("measure", TeacherWeights).teacher,
-        system1_before=read_section("train_s1", WordsAndProbabilities).student,
-        system2_before=read_section("train_s2", TrainParams).student,
+        params,
+        label=read_inputs("benchmark", LabelParams, "label"),
+        teacher=read_inputs("benchmark", TeacherParams, "measure"),
+        system1_before=before1.student,
+        system2_before=before2.student,
+        system1_revision=before1.revision,
+        system2_revision=before2.revision,
         models_dir="models",
         log_path="work/benchmark.log",
     )

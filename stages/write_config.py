@@ -1,20 +1,30 @@
-"""Reads the training params of both systems; writes their EasyDistill configs and prompt templates."""
+"""Reads the training params of both systems; checks and writes their EasyDistill configs and templates.
 
+It opens none of what they name. A Hub student gets its commit here: the config is the training's whole input.
+"""
+
+from distill_app.core.hub import read_at_commits
 from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
 from distill_app.data.params import PrepareS1Params, PrepareS2Params
 from distill_app.easydistill.config import write_system1_config, write_system2_config
-from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
+from distill_app.easydistill.params import TrainParams
 from distill_app.labeling.params import LabelParams
+from distill_app.training.config import check_training
 
 
 def main() -> None:
     """Write both configs."""
-    s1 = read_section("train_s1", WordsAndProbabilities)
-    s2 = read_section("train_s2", TrainParams)
+    s1, s2 = (
+        read_at_commits("write_config", name, read_section(name, TrainParams))
+        for name in ("train_s1", "train_s2")
+    )
+    label = read_section("label", LabelParams)
+    source = read_section("prepare_s1", PrepareS1Params).dataset
     first = write_system1_config(
         config_path="configs/system1.json",
-        teacher_model=read_section("label", LabelParams).teacher,
+        teacher_model=label.teacher,
+        teacher_revision=label.revision,
         student_model=s1.student,
         # What the label stage left out had no whole answer; the training must not ask for it again
         instruction_path="data/train_labeled.json",
@@ -22,8 +32,9 @@ def main() -> None:
         num_epochs=s1.num_epochs,
         training=s1.training_options(),
         seed=s1.seed,
-        extra={**s1.extra_sections(), "source": read_section("prepare_s1", PrepareS1Params).dataset},
+        extra={**s1.extra_sections("data/train_logits.arrow"), "source": source},
     )
+    source = read_section("prepare_s2", PrepareS2Params).dataset
     second = write_system2_config(
         config_path="configs/system2.json",
         student_model=s2.student,
@@ -31,8 +42,10 @@ def main() -> None:
         num_epochs=s2.num_epochs,
         training=s2.training_options(),
         seed=s2.seed,
-        extra={**s2.extra_sections(), "source": read_section("prepare_s2", PrepareS2Params).dataset},
+        extra={**s2.extra_sections("data/traces_logits.arrow"), "source": source},
     )
+    for path in (first, second):
+        check_training(path)  # before anything that takes hours
     print(f"write_config: {first}, {second}")
 
 

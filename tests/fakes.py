@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from distill_app.labeling.answers import Answer, Sampling
+from distill_app.generation.answers import Answer, Sampling
 from distill_app.labeling.label import label_files
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore

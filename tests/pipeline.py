@@ -32,6 +32,10 @@ def make_project(folder: Path, tiny_model: Path) -> Path:
         else:
             shutil.copy(source, target)
     shutil.copytree(tiny_model, folder / "tiny")
+    graph = folder / "dvc.yaml"
+    graph.write_text(
+        graph.read_text().replace("      - distill_app/base\n", "      - distill_app/base\n      - tiny\n", 1)
+    )
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["base_models"].update(teacher="tiny", system1_layers=3, system2_layers=4)
     params["prepare_s1"].update(slice="train[:40]", heldout_fraction=0.2)
@@ -41,9 +45,11 @@ def make_project(folder: Path, tiny_model: Path) -> Path:
         instruction_prompts=4,
         reasoning_prompts=4,
         max_new_tokens=6,
-        speed_prompts=2,
-        speed_tokens=2,
-        speed_rounds=1,
+        fidelity_prompts=3,
+        timed_prompts=1,
+        load_prompts=2,
+        timed_tokens=2,
+        timed_rounds=2,
     )
     params["benchmark"].update(tasks=[])
     for system in ("train_s1", "train_s2"):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
+from programs import need
 
 SECRET = "wJalrXUtnFEMI-not-a-real-key"
 KEY_ID = "AKIA-IVAN"
@@ -26,7 +26,7 @@ class Person:
 
     def __init__(self, home: Path, **environment: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        others = ("AWS_", "GIT_", "DVC_", "SSH_", "HF_")
+        others = ("AWS_", "GIT_", "DVC_", "SSH_", "HF_", "PYTHONPATH")
         self.home = home
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(others)},
@@ -85,13 +85,11 @@ def on_s3(folder: Path) -> Iterator[tuple[Person, dict[str, str]]]:
 @contextlib.contextmanager
 def ssh_server(folder: Path) -> Iterator[tuple[int, Path]]:
     """Run a private sshd on a loopback port; give the port, and a home whose key may enter."""
-    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.fail("no sshd on this machine; apt-get install openssh-server, or run .ci/run as root")
+    program, keygen = need("openssh-server", "sshd"), need("openssh-client", "ssh-keygen")
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
     for key in (folder / "host_key", home / ".ssh/id_ed25519"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     shutil.copy(home / ".ssh/id_ed25519.pub", folder / "authorized_keys")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd, as root, locks itself in

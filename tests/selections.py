@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_app.core.files import Record, iter_records
-from distill_app.data.heldout import normalise
+from distill_app.core.texts import normalise
 from distill_app.data.instructions import InstructionRules, prepare_instructions
 from distill_app.data.reasoning import TraceRules, prepare_traces
 from distill_app.data.selection import Outputs
+from distill_app.data.sources import Dataset
 
 
 @dataclass
@@ -52,7 +53,8 @@ def prepared(prepare: Any, dataset: object, slice_str: str, rules: Any, **option
     train, heldout = folder / "train.json", folder / "heldout.json"
     options = {"heldout_fraction": 0.0, "seed": 0, **options}
     outputs = Outputs(str(train), str(heldout), str(folder / "rejects.json"), str(folder / "tokens.csv"))
-    metrics = prepare(str(dataset), slice_str, None, rules, outputs=outputs, **options)
+    source = Dataset(str(dataset), slice_str, **options.pop("source", {}))
+    metrics = prepare(source, rules, outputs=outputs, **options)
     return Selected(read_if_any(train), read_if_any(heldout), metrics)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from distill_app import (
     prepare_system1_dataset,
     prepare_system2_dataset,
 )
-from distill_app.labeling.engine import Answer
+from distill_app.api import _can_train
+from distill_app.generation.batch import Answer
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(8)]
@@ -96,6 +98,7 @@ def test_malformed_data_is_told_with_its_line(folder, capsys):
     assert "d.json: line 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_distil_system2_writes_its_config_and_returns_the_checkpoint(folder, tiny_model_dir):
     (folder / "d.json").write_text(json.dumps(RECORDS))
     out = distill_system2(
@@ -121,6 +124,7 @@ def test_distil_system1_returns_the_checkpoint(folder, tiny_model_dir):
     assert Path("distilled-qwen2.5-0.5b/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_distil_system1_returns_none_when_the_training_fails(folder, tiny_model_dir, capfd):
     (folder / "d.json").write_text(json.dumps(RECORDS))
     config = {
@@ -172,7 +176,39 @@ def test_prepare_system2_applies_its_bounds(folder):
     prepare_system2_dataset(rv_max=3, max_traces=1, dataset=sample, out_cot="short.json")
     long, short = (distill_app.read_json(f"{n}.json") for n in ("long", "short"))
     mean = [sum(len(r["output"]) for r in records) / len(records) for records in (long, short)]
-    assert mean[0] > 2 * mean[1] and len(short) == 640
+    assert mean[0] > 2 * mean[1] and len(short) == 560
+
+
+def test_prepare_system2_prints_what_it_left_out_and_why(folder, capsys):
+    rows = [{"question": "a", "cot": "b", "rv_score": level} for level in (1, 1, 9)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare_system2_dataset("train", rv_max=5, dataset="./rows.jsonl")
+    assert capsys.readouterr().out == "2 of 3 traces left out: 1 RV out of bounds, 1 duplicate\n"
+    prepare_system2_dataset("train[:1]", rv_max=5, dataset="./rows.jsonl")
+    assert capsys.readouterr().out == ""
+
+
+def test_prepare_system1_prints_what_it_left_out_and_why(folder, capsys):
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 2)
+    prepare_system1_dataset("train", dataset="./rows.jsonl")
+    assert capsys.readouterr().out == "1 of 2 rows left out: 1 duplicate\n"
+
+
+def test_data_is_read_as_a_stream_before_a_training_and_when_it_is_prepared(folder):
+    with Path("rows.jsonl").open("w") as file:
+        for n in range(20_000):
+            file.write(json.dumps({"instruction": f"{n}", "input": "", "output": "x" * 2000}) + "\n")
+    prepare_system1_dataset("train[:10]", dataset="./rows.jsonl")  # imports
+    tracemalloc.start()
+    try:
+        assert _can_train("1", "owner/model", "rows.jsonl")
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+        tracemalloc.reset_peak()
+        prepare_system1_dataset("train", dataset="./rows.jsonl")
+        assert tracemalloc.get_traced_memory()[1] < 36_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(distill_app.read_json("data/train_labeled.json")) == 20_000
 
 
 def test_an_unknown_omnithought_schema_is_told_and_nothing_written(folder, capsys):

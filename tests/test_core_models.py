@@ -1,18 +1,33 @@
+import copy
 import json
 
 import pytest
 import torch
+from fakes import label_params
 
 from distill_app import load_student, load_teacher
-from distill_app.core.models import check_checkpoint
+from distill_app.core.models import check_checkpoint, compute_dtype
+from distill_app.generation.identity import engine_identity
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tiny_model_dir, tiny):
     model, tokenizer = tiny
     again, _ = load_student(str(tiny_model_dir))
     ids = tokenizer("Name three fruits", return_tensors="pt")["input_ids"]
-    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert torch.equal(copy.deepcopy(model).to(again.dtype)(ids).logits, again(ids).logits)
     assert tokenizer.pad_token is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [({"avx2": True}, "float32"), ({"avx512_bf16": True}, "bfloat16"), ({"amx_tile": True}, "bfloat16")],
+)
+def test_a_cpu_without_bfloat16_products_computes_in_float32(flags, dtype, tiny_model_dir, monkeypatch):
+    """Torch does them there one by one: an eighth of float32's speed."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert compute_dtype() == dtype
+    assert load_student(str(tiny_model_dir))[0].dtype == getattr(torch, dtype)
+    assert engine_identity(label_params(teacher=str(tiny_model_dir)))[0]["dtype"] == dtype
 
 
 def test_a_checkpoint_carries_the_keys_that_transformers_4_reads(tiny_model_dir):

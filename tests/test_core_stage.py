@@ -79,6 +79,8 @@ def test_an_interrupted_training_leaves_no_folder_and_no_trainer(tmp_path, tiny_
         out_dir="models/out",
         num_epochs=10_000,
         backend="builtin",
+        training={"save_steps": 1},
+        extra={"validation": {"fraction": 0.1}},  # an evaluation is told at once, a step after ten seconds
     )
     code = "from distill_app import run_easy_distill; run_easy_distill('c.json')"
     process = subprocess.Popen(

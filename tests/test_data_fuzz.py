@@ -22,11 +22,12 @@ from distill_app.core.errors import EmptyDataError, SchemaError
 from distill_app.data.instructions import InstructionRules, prepare_instructions
 from distill_app.data.reasoning import TraceRules, prepare_traces
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+FIXED = 40 if os.environ.get("CI") == "true" else 10
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", FIXED))
 FUZZ = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 40,
+    derandomize=EXAMPLES == FIXED,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -3,7 +3,9 @@
 Shown of the plain split, with which the selections are compared.
 """
 
+import json
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -11,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selections import split_heldout
 
-from distill_app.core.files import Record
-from distill_app.data.heldout import normalise, normalise_all, overlap
+from distill_app.core.files import Record, read_records
+from distill_app.core.texts import normalise
+from distill_app.data.frames import frame
+from distill_app.data.heldout import normalise_all
+from distill_app.data.overlap import overlap
+from distill_app.data.reasoning import TraceRules, prepare_traces
+from distill_app.data.selection import Outputs
+from distill_app.data.sources import Dataset
 
 
 def record(instruction: str, input_text: str = "", output: str = "") -> Record:
@@ -61,7 +69,7 @@ def test_the_split_keeps_every_record_once_and_in_order() -> None:
         )
     assert texts(train) | texts(heldout) == texts(RECORDS)
     assert len(train) + len(heldout) == len(RECORDS)
-    assert overlap(train, heldout) == 0
+    assert overlap(train, heldout).exact == 0
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
@@ -106,7 +114,7 @@ def test_all_spellings_of_a_text_fall_on_one_side() -> None:
         )
     ]
     train, heldout = split_heldout(records, 0.3, 0)
-    assert overlap(train, heldout) == 0
+    assert overlap(train, heldout).exact == 0
     assert len(heldout) % 2 == 0 and heldout and train
 
 
@@ -115,7 +123,7 @@ def test_all_spellings_of_a_text_fall_on_one_side() -> None:
 def test_two_texts_leave_no_side_empty(fraction: float, seed: int) -> None:
     records = [record("a"), record("b"), record("A!")]
     train, heldout = split_heldout(records, fraction, seed)
-    assert train and heldout and overlap(train, heldout) == 0
+    assert train and heldout and overlap(train, heldout).exact == 0
     assert split_heldout(records, fraction, seed) == (train, heldout)
     assert split_heldout(records[::-1], fraction, seed)[1] == heldout[::-1]
 
@@ -139,8 +147,8 @@ def test_a_fraction_of_nothing_holds_out_nothing() -> None:
 def test_overlap_counts_the_held_out_records_that_train_has_too() -> None:
     train = [record("Hello, world"), record("other")]
     heldout = [record("hello world!"), record("HELLO WORLD"), record("new")]
-    assert overlap(train, heldout) == 2
-    assert overlap([], heldout) == overlap(train, []) == 0
+    assert overlap(train, heldout).exact == 2
+    assert overlap([], heldout).exact == overlap(train, []).exact == 0
 
 
 @settings(deadline=None)
@@ -154,3 +162,53 @@ def test_many_texts_are_normalised_as_each_alone(texts: list[str]) -> None:
 def test_many_ascii_texts_are_normalised_as_each_alone(texts: list[str]) -> None:
     sliced = pa.array(["odd", *texts], pa.string())[1:]
     assert normalise_all(sliced).to_pylist() == [normalise(text) for text in texts]
+
+
+def framed_side(tmp_path: Path, rows: list[dict], **rules: float) -> tuple[list[str], list[str], dict]:
+    """Prepare flat traces; return the questions to train on, those held out, and the counts."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, held_out = (str(tmp_path / name) for name in ("train.json", "heldout.json"))
+    metrics = prepare_traces(
+        Dataset(str(tmp_path / "rows.jsonl")), TraceRules(**rules), 0.1, 17, Outputs(train, held_out)
+    )
+    sides = [[record["instruction"] for record in read_records(path)] for path in (train, held_out)]
+    return (*sides, metrics)
+
+
+def framed_rows(frames: int, each: int) -> list[dict]:
+    """Problems in so many frames, each told with other names, numbers and things."""
+    names, things = ("Mia", "Tom", "Zoe", "Ben", "Ravi"), ("pens", "cups", "nuts", "hats", "eggs")
+    words = ("the", "a", "of", "for", "with", "each", "how", "many", "when", "then", "and", "or")
+    return [
+        {
+            "question": f"{names[n % 5]} has {n} {things[n % 5]} {' '.join(words[f // 12**k % 12] + ' item' for k in range(3))}?",
+            "cot": f"So it is {n}.",
+        }
+        for n in range(each)
+        for f in range(frames)
+    ]
+
+
+def test_frames_that_are_held_out_whole_are_in_no_training_problem(tmp_path):
+    train, held_out, metrics = framed_side(tmp_path, framed_rows(100, 4), heldout_frames=0.3)
+    known, asked = set(map(frame, train)), set(map(frame, held_out))
+    assert len(asked - known) == metrics["heldout_frames"] and 15 < len(asked - known) < 45
+    assert asked & known  # of the other frames single problems are held out, as always
+
+
+def test_without_frames_to_hold_out_the_sides_are_those_of_the_texts(tmp_path):
+    rows = framed_rows(100, 4)
+    plain, none = framed_side(tmp_path, rows), framed_side(tmp_path, rows, heldout_frames=0.0)
+    assert plain == none and "heldout_frames" not in plain[2]
+
+
+def test_a_problem_keeps_its_side_when_frames_are_held_out_and_the_slice_grows(tmp_path):
+    rows = framed_rows(100, 4)
+    few, _, _ = framed_side(tmp_path, rows[:150], heldout_frames=0.3)
+    many, held_out, _ = framed_side(tmp_path, rows, heldout_frames=0.3)
+    assert set(few) <= set(many) and not set(few) & set(held_out)
+
+
+def test_a_share_of_frames_out_of_range_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"heldout_frames: found 1\.0, expected 0 or more and less than 1"):
+        framed_side(tmp_path, framed_rows(5, 2), heldout_frames=1.0)

@@ -10,6 +10,7 @@ from distill_app.core.errors import EmptyDataError, SchemaError
 from distill_app.core.files import read_json
 from distill_app.data.instructions import InstructionRules, explain_instructions, prepare_instructions
 from distill_app.data.params import PrepareS1Params
+from distill_app.data.sources import Dataset
 
 SAMPLE = str(Path(__file__).resolve().parents[1] / "data" / "sample" / "DistilQwen_100k")
 HOSTILE = [
@@ -218,9 +219,7 @@ def test_a_row_is_explained_with_the_rule_that_took_it(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [row("a b"), row("a  b"), row("long enough"), row(3)])
 
     def explained(number: int) -> str:
-        (line,) = explain_instructions(
-            str(path), "train", None, InstructionRules(max_chars=8), 0.0, 0, number
-        )
+        (line,) = explain_instructions(Dataset(str(path)), InstructionRules(max_chars=8), 0.0, 0, number)
         return line
 
     assert explained(0).startswith("row 0: kept for training (chars 3, instruction 'a b'")

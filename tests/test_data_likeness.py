@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from selections import prepared, select_instructions, write_rows
 
 from distill_app.core.errors import EmptyDataError
+from distill_app.data.decontamination import has_any
 from distill_app.data.instructions import InstructionRules, prepare_instructions
-from distill_app.data.likeness import grams, has_any, words
+from distill_app.data.likeness import grams, words
 
 WORDS = [f"word{number}" for number in range(500)]
 

@@ -10,9 +10,10 @@ from selections import Selected, prepared, select_traces, write_rows
 
 from distill_app.core.errors import EmptyDataError, SchemaError
 from distill_app.core.files import Record
-from distill_app.data.heldout import overlap
+from distill_app.data.overlap import overlap
 from distill_app.data.params import PrepareS2Params
 from distill_app.data.reasoning import TraceRules, explain_traces, prepare_traces
+from distill_app.data.sources import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = str(ROOT / "data" / "sample" / "OmniThought")
@@ -378,7 +379,7 @@ def test_a_held_out_question_has_one_record_and_no_trace_in_train(tmp_path: Path
     selected = prepare(tmp_path, fraction=0.3)
     heldout = selected.heldout
     assert len({item["instruction"] for item in heldout}) == len(heldout)
-    assert overlap(selected.train, heldout) == 0
+    assert overlap(selected.train, heldout).exact == 0
     assert selected.dropped["further trace of a held-out question"] > 0
     every: list[Record] = prepare(tmp_path, fraction=0.0).train
     firsts = {item["instruction"]: item for item in reversed(every)}
@@ -404,7 +405,7 @@ def test_each_trace_of_a_row_is_explained(tmp_path: Path) -> None:
     ]
     path = write_rows(tmp_path / "rows.parquet", rows)
     rules = TraceRules(rv_max=5, max_traces=1)
-    lines = explain_traces(str(path), "train", None, rules, 0.0, 0, 1)
+    lines = explain_traces(Dataset(str(path)), rules, 0.0, 0, 1)
     assert [line.split(" (")[0] for line in lines] == [
         "row 1, trace 0: dropped: RV out of bounds",
         "row 1, trace 1: dropped: not verified",
@@ -412,7 +413,7 @@ def test_each_trace_of_a_row_is_explained(tmp_path: Path) -> None:
         "row 1, trace 3: kept for training",
     ]
     assert "rv 9.0, cd 3.0, teacher 'QwQ-32B'" in lines[0] and "instruction 'Why?'" in lines[0]
-    (line,) = explain_traces(str(path), "train[1:]", None, rules, 0.0, 0, 1)
+    (line,) = explain_traces(Dataset(str(path), "train[1:]"), rules, 0.0, 0, 1)
     assert line.startswith("row 1: dropped: no trace (") and "'None?'" in line
 
 
@@ -422,6 +423,8 @@ def test_each_trace_of_a_row_is_explained(tmp_path: Path) -> None:
 )
 def test_the_params_refuse_values_out_of_range(key: str, value: float) -> None:
     good = yaml.safe_load((ROOT / "params.yaml").read_text())["prepare_s2"]
-    assert PrepareS2Params(**good).rules() == TraceRules(rv_max=3, cd_max=5, max_traces=1)
+    assert PrepareS2Params(**good).rules() == TraceRules(
+        rv_max=3, cd_max=5, max_traces=1, heldout_frames=0.04
+    )
     with pytest.raises(ValueError, match=key):
         PrepareS2Params(**{**good, key: value})

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from distill_app.data.frames import frame
+
 SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data" / "sample"
 SHARDS = [f"{name}/data/train-00000-of-00001.parquet" for name in ("DistilQwen_100k", "OmniThought")]
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -114,6 +116,15 @@ def test_every_question_has_a_concise_verified_trace_of_20_to_60_words(
             assert 20 <= len(trace["full_response"].split()) <= 60, trace["full_response"]
 
 
+def test_some_traces_have_thousands_of_tokens(problems: list[dict]) -> None:
+    long = [trace for trace in all_traces(problems) if len(trace["full_response"]) > 9000]
+    assert len(long) == 24 and all(trace["thought_correctness_verify"] for trace in long)
+    for trace in long:
+        assert trace["Reasoning_Verbosity"]["level"] == trace["Cognitive_Difficulty"]["level"] == 9
+        ends = [int(result) for *_, result in EQUATION.findall(trace["thought"])]
+        assert int(boxed(trace)) in ends
+
+
 def test_a_full_response_is_the_thought_and_the_solution(problems: list[dict]) -> None:
     for trace in all_traces(problems):
         assert trace["full_response"] == f"{trace['thought']}\n{trace['solution']}"
@@ -136,8 +147,33 @@ def test_the_word_problems_are_of_sixteen_kinds_and_each_kind_varies(
     import word_problems
 
     assert len(set(word_problems.KINDS)) == 16
-    rows = word_problems.word_problem_rows(seed=1, per_kind=5)
+    rows = word_problems.word_problem_rows(1, dict.fromkeys(word_problems.KINDS, 5))
     assert len({row["question"] for row in rows}) == 5 * 16
+
+
+def test_the_word_problems_are_told_in_hundreds_of_frames(problems: list[dict]) -> None:
+    frames = {frame(problem["question"]) for problem in problems}
+    assert len(frames) >= 300
+
+
+def test_stories_are_told_in_whole_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SAMPLE_DIR)
+    import stories
+    import word_problems
+
+    rows = word_problems.word_problem_rows(3, {stories.told_story: 400})
+    names = {person.name for person in word_problems.PEOPLE}
+    assert len({frame(row["question"]) for row in rows}) > 250
+    for row in rows:
+        question = row["question"]
+        assert not re.search(r"[{}]|\b1 \w+s\b|  ", question), question
+        sentences = re.split(r"(?<=[.?]) ", question)
+        assert all(sentence[0].isupper() or sentence[0].isdigit() for sentence in sentences), question
+        assert question.endswith(("?", ".")) and len(set(sentences)) == len(sentences)
+        named = (n for n, s in enumerate(sentences) if any(name in s for name in names))
+        first = next(named, len(sentences))
+        pronoun = re.compile(r"\b(she|he|She|He|her|him)\b")
+        assert not any(pronoun.search(sentence) for sentence in sentences[:first]), question
 
 
 def test_no_question_and_no_instruction_appears_twice(problems: list[dict]) -> None:
@@ -149,12 +185,12 @@ def test_no_question_and_no_instruction_appears_twice(problems: list[dict]) -> N
 
 def test_questions_are_short(problems: list[dict]) -> None:
     for problem in problems:
-        assert 15 <= len(problem["question"].split()) <= 45, problem["question"]
+        assert 15 <= len(problem["question"].split()) <= 50, problem["question"]
 
 
 def test_every_instruction_has_an_answer_of_8_to_50_words() -> None:
     rows = yaml.safe_load((SAMPLE_DIR / "instructions.yaml").read_text(encoding="utf-8"))
-    assert len(rows) > 300
+    assert len(rows) >= 420
     for row in rows:
         assert set(row) == {"instruction", "output"}
         assert row["instruction"].strip()

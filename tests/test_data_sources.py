@@ -14,7 +14,7 @@ from selections import prepared
 from distill_app.core.errors import EmptyDataError
 from distill_app.data.instructions import InstructionRules, prepare_instructions
 from distill_app.data.reasoning import TraceRules, prepare_traces
-from distill_app.data.sources import load_rows, open_source
+from distill_app.data.sources import Dataset, load_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [f"question {number}" for number in range(40)]
@@ -39,11 +39,11 @@ def write_parquet(path: Path, texts: list) -> None:
 
 
 def texts_of(path: Path, slice_str: str = "train") -> list:
-    return [row["instruction"] for row in load_rows(str(path), slice_str)]
+    return [row["instruction"] for row in load_rows(Dataset(str(path), slice_str))]
 
 
 def load(dataset: str, slice_str: str, revision: str | None = None) -> list:
-    return list(load_rows(dataset, slice_str, revision))
+    return list(load_rows(Dataset(dataset, slice_str, revision)))
 
 
 def files_under(path: Path) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ def test_an_empty_csv_cell_is_null_and_a_cell_with_the_text_na_is_text(tmp_path:
 def test_csv_rows_with_more_cells_than_the_header_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("instruction,output\na,b,c\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="rows.csv: cannot be read .*Expected Number of Columns: 2 Found: 3"):
+    with pytest.raises(ValueError, match="rows.csv: cannot be read .line 2: expected 2 cells, found 3"):
         load(str(path), "train")
 
 
@@ -156,7 +156,7 @@ def test_a_missing_local_path_is_not_taken_for_a_hub_id(
     dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(FileNotFoundError, match=f"^{dataset}: no such file or folder; mend the path"):
+    with pytest.raises(FileNotFoundError, match=f"^{dataset}: no such file or folder; fix the path"):
         load(dataset, "train")
 
 
@@ -182,7 +182,7 @@ def test_a_truncated_parquet_in_a_folder_is_named(folder: Path, kept_bytes: int)
     whole = (folder / "data" / "train-00000-of-00001.parquet").read_bytes()
     broken = folder / "data" / "train-00001-of-00002.parquet"
     broken.write_bytes(whole[:kept_bytes])
-    with pytest.raises(ValueError, match=f"^{broken}: cannot be read .*; mend the file") as caught:
+    with pytest.raises(ValueError, match=f"^{broken}: cannot be read .*; fix the file") as caught:
         load(str(folder), "train")
     assert "\n" not in str(caught.value)
 
@@ -211,9 +211,7 @@ def test_shards_whose_columns_hold_other_kinds_of_values_name_the_odd_one_and_bo
 ) -> None:
     folder = write_shards(tmp_path, pa.table({"output": one}), pa.table({"output": other}))
     odd = folder / "train-00001-of-00002.parquet"
-    with pytest.raises(
-        ValueError, match=f"^{odd}: cannot be read .*Field output .*{kinds}.*; mend"
-    ) as caught:
+    with pytest.raises(ValueError, match=f"^{odd}: cannot be read .*Field output .*{kinds}.*; fix") as caught:
         load(str(folder), "train")
     assert "\n" not in str(caught.value)
     assert len(load(str(folder), "train[:1]")) == 1
@@ -280,19 +278,19 @@ def test_what_the_traces_of_one_shard_lack_is_read_from_the_others(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("rows.json", b'[{"instruction": "a"}, {"instr', "unexpected end of data"),
+        ("rows.json", b'[{"instruction": "a"}, {"instr', "line 1, item 1: Unterminated string"),
         ("rows.json", b'[{"instruction": "a"}', "unexpected"),
         ("rows.json", b'[{"instruction": "a"}] [1]', "unexpected"),
-        ("rows.json", b'[{"instruction": "a\\ud800"}]', "no low surrogate"),
+        ("rows.json", b'[{"instruction": "a\\ud800"}]', "item 0: a lone surrogate"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"instr', "line 2, column 2: Unterminated"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"instruction": "a\\ud800"}\n', "line 2: a lone surrogate"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"instruction": "\xff"}\n', "line 2: byte 17 is not UTF-8"),
         ("rows.jsonl", b'{"instruction": "a"}{"instruction": "b"}\n', "line 1, column 21: Extra data"),
         ("rows.json", b"3", "begins with neither"),
-        ("rows.csv", b"instruction\n\xe9\n", "not utf-8"),
-        ("rows.csv", b'instruction,output\n"a,b\n', "unterminated quote"),
+        ("rows.csv", b"instruction\n\xe9\n", "byte 12 is not UTF-8"),
+        ("rows.csv", b'instruction,output\n"a,b\n', "line 2: unexpected end of data"),
         ("rows.csv", b"instruction,instruction\na,b\n", "one name a column"),
-        ("rows.csv", b"instruction,output\na\n", "Expected Number of Columns: 2 Found: 1"),
+        ("rows.csv", b"instruction,output\na\n", "line 2: expected 2 cells, found 1"),
     ],
 )
 def test_a_malformed_text_file_is_named_with_its_fault(
@@ -322,19 +320,21 @@ def test_a_text_that_is_not_utf8_is_an_error_that_names_the_file(tmp_path: Path)
     buffers = [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
     texts = pa.Array.from_buffers(pa.string(), 2, buffers)
     pq.write_table(pa.table({"instruction": texts}), tmp_path / "rows.parquet")
-    with (
-        pytest.raises(ValueError, match=r"rows.parquet: cannot be read .*Invalid string encoding"),
-        open_source(str(tmp_path / "rows.parquet"), "train") as source,
-        source.named_errors(),
-    ):
-        source.database.rows(source.rows(["instruction"]))
+    with pytest.raises(ValueError, match=r"rows.parquet: cannot be read .*UTF8"):
+        prepared(
+            prepare_instructions,
+            tmp_path / "rows.parquet",
+            "train",
+            InstructionRules(),
+            folder=tmp_path / "out",
+        )
 
 
 def load_in_a_new_process(dataset: str, **environment: str) -> str:
     code = (
-        "import sys; from distill_app.data.sources import load_rows\n"
+        "import sys; from distill_app.data.sources import Dataset, load_rows\n"
         "assert 'torch' not in sys.modules and 'datasets' not in sys.modules\n"
-        "try: list(load_rows(sys.argv[1], 'train[:5]'))\n"
+        "try: list(load_rows(Dataset(sys.argv[1], 'train[:5]')))\n"
         "except Exception as err: print(type(err).__name__, err)"
     )
     done = subprocess.run(
@@ -350,32 +350,20 @@ def load_in_a_new_process(dataset: str, **environment: str) -> str:
 
 def test_offline_a_hub_id_fails_in_one_line_that_says_what_to_check(tmp_path: Path) -> None:
     told = load_in_a_new_process("owner/name", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert told.startswith("OSError owner/name: cannot be loaded from the Hugging Face Hub (")
-    for hint in ("OfflineModeIsEnabled", "HF_HUB_OFFLINE", "HF_TOKEN", "local folder"):
-        assert hint in told
+    assert told.startswith(
+        "OSError owner/name: offline (HF_HUB_OFFLINE), and revision main of it was never read"
+    )
+    assert "HF_TOKEN" in told and "local folder" in told
     assert told.count("\n") == 1
 
 
-def fail_with(err: Exception):
-    def load_dataset_builder(*args: object, **kwargs: object) -> None:
-        raise err
-
-    return load_dataset_builder
-
-
-def test_an_unknown_or_gated_hub_id_asks_for_the_id_and_the_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from datasets.exceptions import DatasetNotFoundError
-
-    monkeypatch.setattr("datasets.load_dataset_builder", fail_with(DatasetNotFoundError("gated\nset")))
-    with pytest.raises(FileNotFoundError, match="^owner/name: .*gated.*check the id.*HF_TOKEN$"):
-        load("owner/name", "train")
-
-
 def test_a_lost_connection_to_the_hub_is_an_os_error_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("datasets.load_dataset_builder", fail_with(TimeoutError("read\ntimed out")))
+    def lose(*_: object, **__: object) -> None:
+        raise TimeoutError("read\ntimed out")
+
+    monkeypatch.setattr("distill_app.data.hub._is_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lose)
     with pytest.raises(OSError, match="^owner/name: .*read timed out.*check the network"):
         load("owner/name", "train")

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from trainings import dtypes_of
 
 from distill_app import load_student, run_easy_distill, write_system1_config
 from distill_app.core.models import check_checkpoint
 from distill_app.core.prompts import chat_template
+from distill_app.easydistill import real
+from distill_app.easydistill.job import Models, read_job
 from distill_app.easydistill.real import VENV, find_program
 from distill_app.easydistill.run import choose_backend
 
@@ -136,9 +139,9 @@ def test_old_weights_are_not_taken_for_new_ones_and_stay(install, tiny_model_dir
 def test_a_student_of_its_command_is_saved_as_ours_are(install):
     install('exec python "$(dirname "$0")/../easydistill/kd/train.py" --config "$CONFIG"')
     assert run() == 0
-    model, tokenizer = load_student("models/s1")
+    tokenizer = load_student("models/s1")[1]
     assert tokenizer.chat_template == chat_template("system1")
-    assert next(model.parameters()).dtype == torch.bfloat16
+    assert dtypes_of("models/s1") == {torch.bfloat16}
     assert Path("models/s1/loss.csv").read_text() == "step,loss\n1,4.5\n2,3.25\n"
     assert not [p for p in Path("models/s1").iterdir() if p.is_dir()]
     card = Path("models/s1/README.md").read_text()
@@ -207,7 +210,7 @@ def test_no_path_that_it_gets_has_a_space(install, tmp_path, tiny_model_dir, mon
 
 
 def test_what_a_trainer_started_ends_with_it(install, tmp_path):
-    install(f"sleep 300 & echo $! > {tmp_path}/pid; exit 3")
+    install(f"(sleep 30; touch {tmp_path}/outlived) & echo $! > {tmp_path}/pid; echo last words; exit 3")
     assert run() == 3
     pid = int((tmp_path / "pid").read_text())
     stat = Path(f"/proc/{pid}/stat")
@@ -215,6 +218,7 @@ def test_what_a_trainer_started_ends_with_it(install, tmp_path):
     while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not stat.exists() or " Z " in stat.read_text()
+    assert not (tmp_path / "outlived").exists()
 
 
 def test_an_easydistill_that_is_not_there_is_told(project, monkeypatch, capfd):
@@ -246,6 +250,70 @@ def test_a_command_whose_python_lacks_the_package_is_refused(install, capfd):
     assert "found no such package in" in capfd.readouterr().err
 
 
+@pytest.fixture
+def wrap(install, tmp_path, monkeypatch):
+    """Give a function that puts a wrapper script on PATH before the stand-in, which it calls by its place."""
+
+    def put(call='exec "{home}/bin/easydistill" "$@"', **options):
+        home = install(WRAPPED, **options)
+        write_program(tmp_path / "wrappers" / "easydistill", call.format(home=home))
+        monkeypatch.setenv("PATH", f"{tmp_path / 'wrappers'}:/usr/bin:/bin")
+        return home
+
+    return put
+
+
+WRAPPED = """
+case "$1" in --help) echo "usage: easydistill [-h] --config CONFIG"; exit 0;; esac
+exec "$(dirname "$0")/python" "$(dirname "$0")/../easydistill/kd/train.py" --config "$CONFIG"
+"""
+
+
+def test_a_wrapper_script_is_run_as_it_is_and_what_cannot_be_checked_is_told(wrap, project, capfd):
+    """As one around docker or conda: no Python beside it has the package."""
+    wrap(gpus=0)
+    change_config(training={**json.loads(Path("configs/s1.json").read_text())["training"], "too_new": 1})
+    assert run() == 0
+    check_checkpoint("models/s1")
+    err = capfd.readouterr().err
+    assert "wrappers/easydistill is a wrapper: what is behind it cannot be checked" in err
+    assert f"it must see {project} under that path" in err and "left out" not in err
+    assert list(Path("work").iterdir()) == []
+
+
+def test_a_wrapper_gets_paths_in_the_project_and_runs_there(wrap, project, tmp_path):
+    seen = f"import json, os, sys; c = json.load(open(sys.argv[2])); json.dump([c, os.getcwd()], open({str(tmp_path / 'seen')!r}, 'w'))"
+    wrap(trainer=seen)
+    assert run() == 1
+    config, place = json.loads((tmp_path / "seen").read_text())
+    assert Path(place) == project
+    for path in (*config["dataset"].values(), config["training"]["output_dir"]):
+        assert isinstance(path, int) or path.startswith(f"{project}/work/")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            "echo no such container >&2; exit 125",
+            "names no --config (no such container), expected EasyDistill 1.0",
+        ),
+        ("echo usage: --config --list-jobs", "found version 2 without a trainer"),
+        ("exit 0", "names no --config (0), expected"),
+    ],
+)
+def test_a_command_that_is_no_wrapper_of_it_is_refused_with_its_last_words(wrap, call, told, capfd):
+    wrap(call)
+    assert run() == 1
+    assert told in capfd.readouterr().err
+
+
+def test_a_field_that_a_wrapped_trl_does_not_know_is_named(wrap, capfd):
+    wrap(trainer="raise TypeError(\"SFTConfig.__init__() got an unexpected keyword argument 'too_new'\")")
+    assert run() == 1
+    assert "its TRL 0.17 does not know the field of training" in capfd.readouterr().err
+
+
 def test_an_environment_that_lacks_an_import_is_told(install, capfd):
     home = install("echo started")
     (home / "trl.py").write_text("import no_such_module")
@@ -264,7 +332,7 @@ def logged(*lines):
     ("command", "told"),
     [
         (logged("ImportError: DeepSpeed is not installed => run it"), "starts processes with DeepSpeed"),
-        (logged("RuntimeError: CUDA error: invalid device ordinal"), "mend its num_processes"),
+        (logged("RuntimeError: CUDA error: invalid device ordinal"), "fix its num_processes"),
         (
             logged("Traceback (most recent call last):", "ValueError: Tokenizer class X does not exist or"),
             "set tokenizer_class to PreTrainedTokenizerFast",
@@ -307,9 +375,9 @@ def test_a_record_that_its_template_does_not_render_is_a_failure(install, capfd)
     ("sections", "told"),
     [
         ({"job_type": "kd_white_box"}, "job_type: found kd_white_box, where EasyDistill 1.0 learns from"),
-        ({"job_type": "rl_ppo"}, "job_type: found rl_ppo; expected one of kd_black_box_local"),
+        ({"job_type": "rl_ppo"}, "job_type: found 'rl_ppo', expected one of kd_black_box_local"),
         ({"lora": {"r": 8}}, "lora: EasyDistill 1.0 does not know it"),
-        ({"peft": {"r": 8}}, "peft: EasyDistill 1.0 does not know it"),
+        ({"peft": {"r": 8}}, "peft: unknown key; did you mean lora?"),
         ({"accelerate": "ddp"}, "accelerate: EasyDistill 1.0 does not know it"),
         ({"models": {"student": "x", "quantization": "4bit"}}, "models.quantization: EasyDistill 1.0"),
     ],
@@ -323,12 +391,13 @@ def test_what_it_cannot_do_is_refused_before_it_starts(install, sections, told, 
 
 
 def test_without_a_backend_it_is_chosen_where_it_is_installed_and_can_do_the_job(install, monkeypatch):
-    config = {**json.loads(Path("configs/s1.json").read_text()), "backend": None}
+    change_config(backend=None)
+    job = read_job("configs/s1.json")
     install()
-    assert choose_backend(config, None) == "easydistill"
-    assert choose_backend({**config, "job_type": "kd_white_box"}, None) == "builtin"
+    assert choose_backend(job, None) == "easydistill"
+    assert choose_backend(job.model_copy(update={"job_type": "kd_white_box"}), None) == "builtin"
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert choose_backend(config, None) == "builtin"
+    assert choose_backend(job, None) == "builtin"
 
 
 @pytest.mark.full
@@ -344,3 +413,19 @@ def test_the_real_easydistill_trains_a_student_that_learned(project, tiny_model_
     loss = [float(x.split(",")[1]) for x in Path("models/s1/loss.csv").read_text().split()[1:]]
     assert len(loss) == 12 and loss[-1] < loss[0]
     assert not any(b"easydistill-" in p.read_bytes() for p in Path("models/s1").iterdir())
+
+
+def test_a_pinned_student_of_the_hub_is_given_as_its_snapshot(tmp_path, tiny_model_dir, monkeypatch):
+    """EasyDistill itself takes no revision."""
+    asked = {}
+
+    def snapshot_download(repo: str, revision: str) -> str:
+        asked[repo] = revision
+        return str(tiny_model_dir)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    pinned, wrapper = Models(student="org/name", student_revision="a" * 40), real.Wrapper("easydistill")
+    place = Path(real._student(pinned, wrapper, tmp_path))
+    assert asked == {"org/name": "a" * 40}
+    assert (place / "config.json").is_file() and place.is_relative_to(tmp_path) and not place.is_symlink()
+    assert real._student(Models(student="org/name"), wrapper, tmp_path) == "org/name"

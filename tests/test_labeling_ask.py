@@ -12,9 +12,9 @@ import pytest
 from fakes import Echo, label_folder, write_instructions
 
 from distill_app.core.errors import EngineGone
+from distill_app.generation.answers import Sampling
 from distill_app.labeling import ask as ask_module
 from distill_app.labeling import progress as progress_module
-from distill_app.labeling.answers import Sampling
 from distill_app.labeling.ask import CLAIM_AT_ONCE, READ_AHEAD, fill_store, read_answers
 from distill_app.labeling.store import AnswerStore, Recipe
 

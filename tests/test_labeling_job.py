@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from fakes import Echo
-from test_labeling_endpoint import KEY, Proxy, completion, error
+from test_generation_endpoint import KEY, Proxy, completion, error
 
 from distill_app import read_json, save_json
 from distill_app.core.errors import EmptyDataError, EngineGone
 from distill_app.core.files import read_records, save_records
-from distill_app.core.jobs import Dataset
 from distill_app.core.logits import TopLogits
 from distill_app.easydistill.config import write_system1_config
+from distill_app.easydistill.job import JOBS, LABELING_JOBS, Dataset, Models
+from distill_app.generation.engines import open_engine
+from distill_app.generation.vllm_process import VllmProcess
 from distill_app.labeling import job
-from distill_app.labeling.engines import open_engine
-from distill_app.labeling.job import INFERENCE, AskedModels, label_job, read_label_job
-from distill_app.labeling.offline_vllm import OfflineVllm
+from distill_app.labeling.job import label_job, read_label_job
 
 LOCAL = {
     "temperature": 0.8,
@@ -320,11 +320,15 @@ def test_a_key_that_cannot_be_one_is_not_in_the_error(api_key, says):
 
 @pytest.mark.parametrize("job_type", CONTRACT)
 def test_the_keys_are_those_of_the_contract(job_type):
-    assert set(INFERENCE) == set(CONTRACT)
-    assert set(INFERENCE[job_type].model_fields) - OURS == set(CONTRACT[job_type])
+    assert set(LABELING_JOBS) == set(CONTRACT)
+    inference = JOBS[job_type].model_fields["inference"].annotation
+    assert set(inference.model_fields) - OURS == set(CONTRACT[job_type])
     dataset = {"instruction_path", "labeled_path", "logits_path", "template", "seed"}
     assert set(Dataset.model_fields) - {"too_long"} == dataset
-    assert set(AskedModels.model_fields) - {"quantization"} == {"teacher", "student"}
+    assert set(Models.model_fields) - {"quantization", "student_revision", "teacher_revision"} == {
+        "teacher",
+        "student",
+    }
     read = read_label_job(write_job(job_type=job_type, **CONTRACT[job_type]))
     assert read.inference.model_dump(exclude=OURS) == CONTRACT[job_type]
 
@@ -374,8 +378,9 @@ def test_a_config_that_cannot_be_right_is_told_with_its_key(tiny_model_dir, job_
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({"dataset": {"labelled_path": "a"}}, r"dataset\.labeled_path: missing; add it"),
-        ({"dataset": {"labeled_path": "a", "labels": "b"}}, r"dataset\.labels: unknown key; did you mean labeled_path"),
+        ({"dataset": {}}, r"dataset\.labeled_path: missing; add it"),
+        ({"dataset": {"labelled_path": "a"}}, r"dataset\.labelled_path: unknown key; did you mean labeled_path\?"),
+        ({"dataset": {"labeled_path": "a", "labels": "b"}}, r"dataset\.labels: unknown key; remove it"),
         ({"models": {"teacher": "a", "techer": "b"}}, r"models\.techer: unknown key; did you mean teacher\?"),
         ({"models": {"student": "a"}}, r"models\.teacher: missing; add it"),
         ({"models": "a"}, "models: found str, expected an object"),
@@ -389,16 +394,16 @@ def test_a_wrong_key_of_the_other_sections_is_told(section, says):
 
 
 def test_vllm_gets_its_own_keys_and_the_engine_in_process_none(tiny_model_dir, monkeypatch):
-    monkeypatch.setattr("distill_app.labeling.offline_vllm._require", lambda *names: None)
-    monkeypatch.setattr("distill_app.labeling.engines._installed_version", lambda engine: "1")
+    monkeypatch.setattr("distill_app.generation.vllm_process.vllm_home", lambda: None)
+    monkeypatch.setattr("distill_app.generation.identity._installed_version", lambda engine: "1")
     read = read_label_job(write_job(teacher=tiny_model_dir, engine="vllm", **LOCAL))
     given = {}
     monkeypatch.setattr(
         job, "open_engine", lambda params, options: given.update(options) or open_engine(params, options)
     )
     engine = job._open(read)
-    assert isinstance(engine, OfflineVllm)
-    assert engine._engine_options == given == {k: LOCAL[k] for k in job.VLLM_KEYS}
+    assert isinstance(engine, VllmProcess)
+    assert engine._arguments["engine_options"] == given == {k: LOCAL[k] for k in job.VLLM_KEYS}
 
 
 def test_a_teacher_with_code_of_its_own_is_told(tiny_copy):

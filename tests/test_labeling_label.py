@@ -1,17 +1,14 @@
 import copy
 import json
-import shutil
 
 import pytest
-import torch
 from fakes import Echo, label_folder, label_params, write_instructions
 
 from distill_app import label_with_teacher, read_json
 from distill_app.core.errors import EmptyDataError
-from distill_app.labeling.answers import Answer, Sampling
-from distill_app.labeling.engines import engine_identity, model_identity, open_engine, resolve_weights
-from distill_app.labeling.in_process import InProcess
-from distill_app.labeling.label import select_answers
+from distill_app.generation.answers import Answer, Sampling
+from distill_app.generation.in_process import InProcess
+from distill_app.labeling.label import sampling_of, select_answers, tell_hosted_limits, tell_own_settings
 from distill_app.labeling.store import AnswerStore
 
 ITEMS = [{"instruction": "a", "input": "b"}, {"instruction": "c"}, {"instruction": "a", "input": "b"}]
@@ -126,98 +123,82 @@ def test_a_model_in_memory_with_a_store_is_not_asked_twice(tiny, tmp_path, monke
         label_with_teacher(*tiny, ITEMS, max_new_tokens=4, seed=1, store=tmp_path / "s")
 
 
-def test_a_model_in_memory_is_known_by_its_config_and_parameters(tiny):
-    model, tokenizer = tiny
-    same, other = copy.deepcopy(model), copy.deepcopy(model)
-    same.config._name_or_path = "elsewhere"
-    with torch.no_grad():
-        next(other.parameters()).view(-1)[-1] += 1
-    assert model_identity(same, tokenizer) == model_identity(model, tokenizer)
-    assert model_identity(other, tokenizer) != model_identity(model, tokenizer)
-    same.config.rms_norm_eps = 0.1
-    assert model_identity(same, tokenizer) != model_identity(model, tokenizer)
+def test_labels_come_in_order_and_keep_instruction_and_input(tiny):
+    exact = copy.deepcopy(tiny[0]).float(), tiny[1]  # in which no rounding flips a token
+    items = [
+        {"instruction": "a", "input": "b"},
+        {"instruction": "c"},
+        {"instruction": "a", "input": "b"},
+    ]
+    labeled = label_with_teacher(*exact, items, max_new_tokens=8)
+    assert [(r["instruction"], r["input"]) for r in labeled] == [("a", "b"), ("c", ""), ("a", "b")]
+    assert labeled[0]["output"] == labeled[2]["output"]
+    assert labeled == label_with_teacher(*exact, items, max_new_tokens=8, batch_size=1)
 
 
-def test_a_checkpoint_is_known_by_its_files_and_not_by_its_place(tiny_copy, tmp_path):
-    weights, _ = resolve_weights(str(tiny_copy), None)
-    moved = shutil.copytree(tiny_copy, tmp_path / "moved" / "away")
-    (moved / "README.md").write_text("not part of it")
-    (moved / "provenance.json").write_text("{}")
-    assert resolve_weights(str(moved), None) == (weights, None)
-    with (moved / "model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        last = file.read(1)
-        file.seek(-1, 2)
-        file.write(bytes([last[0] ^ 1]))
-    assert resolve_weights(str(moved), None)[0] != weights
+def test_cut_and_empty_answers_are_dropped_and_counted():
+    items = [{"instruction": str(n), "input": ""} for n in range(4)]
+    answers = [
+        Answer("yes", 2, "stop"),
+        Answer("no", 9, "length"),
+        Answer("", 1, "stop"),
+        Answer("k", 4, "stop"),
+    ]
+    kept, counts = select_answers(items, answers, "drop")
+    assert [r["output"] for r in kept] == ["yes", "k"]
+    assert counts["dropped"] == {"empty": 1, "truncated": 1, "refused": 0}
+    assert counts["instructions"] == 4 and counts["tokens_out"] == 16
+    assert len(select_answers(items, answers, "keep")[0]) == 3
 
 
-def test_a_checkpoints_chat_template_is_part_of_it(tiny_copy):
-    weights, _ = resolve_weights(str(tiny_copy), None)
-    (tiny_copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert resolve_weights(str(tiny_copy), None)[0] != weights
+QWENS = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
 
 
-def test_a_hub_model_is_known_by_the_commit_in_the_cache(tmp_path, monkeypatch):
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    folder = tmp_path / "models--org--name"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs/main").write_text(commit)
-    (folder / "snapshots" / commit).mkdir(parents=True)
-    (folder / "snapshots" / commit / "config.json").write_text("{}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert resolve_weights("org/name", None) == (f"org/name@{commit}", commit)
-    assert resolve_weights("org/name", commit) == (f"org/name@{commit}", commit)
-    with pytest.raises(
-        OSError, match="org/name: not in the local cache and not to be had from the Hub"
-    ) as caught:
-        resolve_weights("org/name", "other")
-    assert "\n" not in str(caught.value)
+def test_the_teachers_own_settings_are_used_or_left_and_told(tiny_copy, capsys):
+    (tiny_copy / "generation_config.json").write_text(json.dumps({**QWENS, "eos_token_id": 2}))
+    params = label_params(teacher=str(tiny_copy), top_p=0.8, stop=["x"])
+    assert sampling_of(params) == Sampling(8, 0.0, 0.8, 17, stop=("x",))
+    tell_own_settings(params)
+    said = capsys.readouterr().err
+    assert "own file says temperature 0.7, top_k 20, repetition_penalty 1.05, which label.gen" in said
+    taken = params.model_copy(update={"generation_config": True})
+    assert sampling_of(taken) == Sampling(8, 0.7, 0.8, 17, top_k=20, repetition_penalty=1.05, stop=("x",))
+    tell_own_settings(taken)
+    assert "1.05, which is used" in capsys.readouterr().err
 
 
-def test_an_engine_is_opened_without_loading_its_model(tiny_model_dir, monkeypatch):
-    monkeypatch.setattr("distill_app.labeling.engines.load_teacher", refuse_to_generate)
-    engine = open_engine(label_params(teacher=str(tiny_model_dir)))
-    assert isinstance(engine, InProcess)
-    assert engine.render("Hello", "", "system1").endswith("<s>assistant\n")
-    assert engine.identity["weights"].startswith("sha256:")
-    assert {k: engine.identity[k] for k in ("quantization", "dtype", "engine")} == {
-        "quantization": "none",
-        "dtype": "bfloat16",
-        "engine": "transformers",
-    }
+def test_a_teacher_without_settings_of_its_own_is_asked_by_the_params(tiny_copy, capsys):
+    for content in ('{"eos_token_id": 2}', None):
+        path = tiny_copy / "generation_config.json"
+        path.write_text(content) if content else path.unlink()
+        params = label_params(teacher=str(tiny_copy), temperature=0.9, min_p=0.1, generation_config=True)
+        assert sampling_of(params) == Sampling(8, 0.9, 1.0, 17, min_p=0.1)
+        tell_own_settings(params)
+        assert capsys.readouterr().err == ""
+    (tiny_copy / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}')
+    assert sampling_of(params).temperature == 0
 
 
-def test_the_opened_engine_answers_as_its_model_does(tiny_model_dir, tiny):
-    engine = open_engine(label_params(teacher=str(tiny_model_dir)))
-    prompt = engine.render("Hello", "", "system1")
-    (place, answer), *rest = engine.generate([prompt], Sampling(6))
-    assert (place, rest) == (0, [])
-    assert (
-        answer.text
-        == label_with_teacher(*tiny, [{"instruction": "Hello"}], max_new_tokens=6, temperature=0)[0]["output"]
-    )
+def test_a_servers_own_settings_are_not_to_be_had():
+    params = label_params(engine="openai", teacher="m", base_url="http://h/v1", generation_config=True)
+    with pytest.raises(ValueError, match=r"label\.generation_config: found true with label\.engine: openai"):
+        sampling_of(params)
 
 
-def test_what_changes_speed_alone_is_no_part_of_the_identity(tiny_model_dir):
-    one = label_params(teacher=str(tiny_model_dir))
-    two = label_params(teacher=str(tiny_model_dir), batch_size=3, engine_workers=2, concurrency=9, store="x")
-    assert engine_identity(one) == engine_identity(two)
+def test_labels_are_drawn_as_the_params_say(tmp_path):
+    write_split(tmp_path, "train", [3])
+    write_split(tmp_path, "heldout", [2])
+    engine, asked = Echo(), []
+    generate = engine.generate
+    engine.generate = lambda prompts, sampling: asked.append(sampling) or generate(prompts, sampling)
+    changes = {"temperature": 0.5, "top_k": 7, "min_p": 0.2, "repetition_penalty": 1.1, "stop": ["a", "b"]}
+    label_folder(tmp_path, tmp_path / "s", engine, **changes)
+    assert asked == [Sampling(8, 0.5, 1.0, 17, True, 7, 0.2, 1.1, ("a", "b"))]
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"teacher": "./none"}, FileNotFoundError, r"\./none: no such model folder"),
-        ({"engine": "openai"}, ValueError, r"label\.base_url: found none, expected the server's address"),
-        (
-            {"engine": "openai", "base_url": "http://localhost:1/v1", "engine_workers": 2},
-            ValueError,
-            r"label\.engine_workers, label\.ray_address: found workers .* raise label\.concurrency",
-        ),
-        ({"engine": "vllm"}, ImportError, r"label\.engine: vllm is not installed"),
-    ],
-)
-def test_an_engine_that_cannot_be_opened_is_told(tiny_model_dir, changes, error, message):
-    with pytest.raises(error, match=message):
-        open_engine(label_params(**{"teacher": str(tiny_model_dir), **changes}))
+def test_what_a_hosted_teachers_verdict_cannot_have_is_said_before_the_first_label(capsys):
+    tell_hosted_limits(label_params())
+    assert capsys.readouterr().err == ""
+    tell_hosted_limits(label_params(engine="openai", teacher="big", base_url="http://localhost:1/v1"))
+    assert "big is behind a server" in (said := capsys.readouterr().err)
+    assert "fidelity and benchmarks of choices need weights, which measure.teacher can name" in said

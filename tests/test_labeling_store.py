@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fakes import Echo
 
+from distill_app.generation.answers import Answer, Sampling
 from distill_app.labeling import store as store_module
-from distill_app.labeling.answers import Answer, Sampling
 from distill_app.labeling.store import AnswerStore, Recipe
 
 STOP, CUT, REFUSED = Answer("a", 5, "stop", 2), Answer("b", 8, "length", 2), Answer("", 0, "refused", 9)
@@ -42,6 +42,45 @@ def test_what_determines_an_answer_is_in_its_key_and_the_limit_is_not():
 def test_at_temperature_0_top_p_and_seed_have_no_effect_on_the_key():
     assert recipe(temperature=0, top_p=0.5, seed=3).key("x") == KEY
     assert recipe(temperature=1.0, seed=3).key("x") != recipe(temperature=1.0).key("x")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "key"),
+    [
+        (Sampling(5), "418743bb41c3e352a2dacdad2101d5d3081dfff940fd1c5b09b30397d2f36ac6"),
+        (Sampling(5, 0.7, 0.9, 3), "003389ec137e267d95e0209d4ce97ad7cd88cabe7954cd8586d7ecd6aea74fa4"),
+        (Sampling(9, 0, 0.9, 3, False), "39019f921a51346079771712ac9ef952298d47205f5a18b7b26e4352f6e1fc3c"),
+    ],
+)
+def test_keys_of_earlier_versions_hold_where_later_settings_are_off(sampling, key):
+    """So nothing is asked again of a store that a team has paid for."""
+    assert Recipe.of(Echo(), sampling).key("Hello").hex() == key
+
+
+@pytest.mark.parametrize(
+    ("changes", "greedy_too"),
+    [
+        ({"top_k": 5}, False),
+        ({"min_p": 0.1}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"stop": ("x",)}, True),
+    ],
+)
+def test_each_way_of_choosing_tokens_is_in_the_key_where_it_has_an_effect(changes, greedy_too):
+    assert recipe(temperature=1.0, **changes).key("x") != recipe(temperature=1.0).key("x")
+    assert (recipe(**changes).key("x") != KEY) == greedy_too
+
+
+def test_an_answer_of_this_machine_alone_serves_this_run_and_is_not_stored(tmp_path):
+    """A small GPU's refusal must not be a large one's answer."""
+    refusal = Answer("", 0, "refused", 9, lasting=False)
+    with filled(tmp_path / "s", STOP) as store, AnswerStore(tmp_path / "s") as other:
+        assert store.claim([KEY], 8).mine == {KEY}
+        store.put(recipe(), KEY, 8, refusal)
+        assert store.answers([KEY], 8) == {KEY: refusal} and store.answered([KEY], 8) == {KEY}
+        assert store.answers([KEY], 9) == {}
+        assert other.answered([KEY], 8) == set()
+        assert other.claim([KEY], 8).mine == {KEY}
 
 
 def test_the_engines_identity_is_in_the_key_and_its_name_for_people_is_not():

@@ -114,7 +114,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("kind", FIRST_LINES)
+@pytest.mark.parametrize(
+    "kind", [a_folder, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (over_ssh, on_s3))]
+)
 def test_a_colleague_pulls_one_student_and_has_nothing_to_run(place, kind):
     lab, clone = place / "lab", place / "clone"
     with kind(place) as (ivan, names):
@@ -149,6 +151,7 @@ def test_a_secret_of_the_projects_own_stays_out_of_git(place):
     assert_no_secrets(ivan, lab)
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_an_error_and_no_checkpoint(place):
     lab, clone = place / "lab", place / "clone"
     with a_folder(place) as (ivan, names):
@@ -163,6 +166,7 @@ def test_a_damaged_object_is_an_error_and_no_checkpoint(place):
         assert not (clone / "models/system2/model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_stands_beside_the_new_or_in_its_place(place):
     lab, ivan = place / "lab", Person(place / "home")
     old = files_of(lab / "models/system1")

@@ -8,14 +8,17 @@ import pytest
 from distill_app import write_system1_config, write_system2_config
 from distill_app.core.prompts import chat_template
 from distill_app.training.config import (
+    check_training,
     logging_steps,
+    max_length,
     objective_of,
-    read_job,
+    read_training,
     sft_arguments,
     splits_weights,
     token_budget,
 )
 from distill_app.training.examples import read_template
+from distill_app.training.fields import IDLE, check_fields, is_field, sft_defaults
 
 # configs/kd_black_box_local.json and the keys of kd_white_box.json of EasyDistill v1.0.0
 BLACK_BOX = {
@@ -76,7 +79,7 @@ def job(tmp_path):
                 config[section] = value
         path = tmp_path / "config.json"
         path.write_text(json.dumps(config))
-        return read_job(path)
+        return read_training(path)
 
     return read
 
@@ -87,7 +90,7 @@ def arguments(found, **options):
 
 def test_easydistills_own_black_box_config_is_accepted_key_by_key(job):
     found = job()
-    assert (found.output_dir, found.max_length, found.is_white_box) == ("./result/", 512, False)
+    assert (found.output_dir, max_length(found), found.is_white_box) == ("./result/", 512, False)
     assert found.dataset.model_dump() == {**BLACK_BOX["dataset"], "logits_path": None, "too_long": "drop"}
     args = arguments(found)
     assert (args.num_train_epochs, args.learning_rate, args.weight_decay) == (3, 2e-5, 0.05)
@@ -100,7 +103,7 @@ def test_accumulated_batches_are_one_batch_here(job):
     args = arguments(job())
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)
     assert token_budget(job()) == 512
-    assert token_budget(job(training={"output_dir": "o"})) == 8 * 512  # SFTConfig's own batch
+    assert token_budget(job(training={"output_dir": "o"})) == 8 * 1024  # SFTConfig's own batch and length
 
 
 def test_easydistills_own_white_box_config_is_accepted_key_by_key(job):
@@ -110,20 +113,237 @@ def test_easydistills_own_white_box_config_is_accepted_key_by_key(job):
         "temperature": 1.0,
     }
     del found.training["max_length"]
-    assert found.max_length == 512
+    assert max_length(found) == 512
 
 
 def test_older_names_are_accepted(job):
-    args = arguments(job(training__warmup_ratio=0.25, training__group_by_length=True))
+    args = arguments(job(training__warmup_ratio=0.25))
     assert args.get_warmup_steps(100) == 25
     args = arguments(job(training__warmup_ratio=0.25, training__warmup_steps=7))
     assert args.get_warmup_steps(100) == 7
     assert arguments(job(training__warmup_ratio=0.0)).get_warmup_steps(100) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("evaluation_strategy", "its name is eval_strategy now; write that"),
+        ("no_cuda", "its name is use_cpu now"),
+        ("max_seq_length", "its name is max_length now"),
+        ("adafactor", "its name is optim: adafactor now"),
+        ("save_safetensors", "no longer exists .weights are always saved as safetensors.; remove it"),
+        ("logging_dir", "no longer exists .*TENSORBOARD_LOGGING_DIR"),
+        ("overwrite_output_dir", "no longer exists"),
+        ("group_by_length", "has no effect .*without padding"),
+    ],
+)
+def test_a_name_of_an_older_transformers_gets_the_advice_that_fits_it(job, name, says):
+    with pytest.raises(ValueError, match=rf"config\.json: training\.{name}: {says}"):
+        arguments(job(**{f"training__{name}": True}))
+
+
+def test_each_field_of_older_transformers_is_known_by_its_old_name():
+    """What TrainingArguments 4.51 and SFTConfig 0.17 had and today's have not, as EasyDistill 1.0 pins them."""
+    gone = [
+        "_n_gpu",
+        "adafactor",
+        "chars_per_token",
+        "dataset_batch_size",
+        "fp16_backend",
+        "fp16_opt_level",
+        "fsdp_min_num_params",
+        "fsdp_transformer_layer_cls_to_wrap",
+        "group_by_length",
+        "half_precision_backend",
+        "include_inputs_for_metrics",
+        "include_tokens_per_second",
+        "jit_mode_eval",
+        "logging_dir",
+        "max_seq_length",
+        "mp_parameters",
+        "no_cuda",
+        "num_of_sequences",
+        "overwrite_output_dir",
+        "past_index",
+        "per_gpu_eval_batch_size",
+        "per_gpu_train_batch_size",
+        "push_to_hub_model_id",
+        "push_to_hub_organization",
+        "push_to_hub_token",
+        "ray_scope",
+        "save_safetensors",
+        "torchdynamo",
+        "tp_size",
+        "tpu_metrics_debug",
+        "tpu_num_cores",
+        "use_ipex",
+        "use_legacy_prediction_loop",
+        "use_liger",
+        "use_mps_device",
+        "warmup_ratio",
+    ]
+    assert not {*gone} & {*sft_defaults()}
+    for name in gone:
+        if name != "warmup_ratio":
+            with pytest.raises(ValueError, match=rf"training\.{name}: (its name is|no longer|has no effect)"):
+                check_fields({name: 1}, "training")
+        assert is_field(name)
+
+
+ACTED_ON = [
+    "accelerator_config",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "assistant_only_loss",
+    "bf16",
+    "completion_only_loss",
+    "data_seed",
+    "dataloader_drop_last",
+    "dataloader_in_order",
+    "dataloader_multiprocessing_context",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "ddp_backend",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_static_graph",
+    "ddp_timeout",
+    "debug",
+    "deepspeed",
+    "disable_tqdm",
+    "eval_delay",
+    "eval_on_start",
+    "eval_steps",
+    "eval_strategy",
+    "fp16",
+    "fsdp",
+    "fsdp_config",
+    "full_determinism",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "ignore_data_skip",
+    "label_smoothing_factor",
+    "learning_rate",
+    "local_rank",
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "logging_nan_inf_filter",
+    "logging_steps",
+    "loss_type",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_length",
+    "max_steps",
+    "neftune_noise_alpha",
+    "num_train_epochs",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "output_dir",
+    "per_device_train_batch_size",
+    "project",
+    "report_to",
+    "run_name",
+    "save_steps",
+    "save_strategy",
+    "seed",
+    "tf32",
+    "trackio_bucket_id",
+    "trackio_space_id",
+    "trackio_static_space_id",
+    "use_cpu",
+    "warmup_steps",
+    "weight_decay",
+]
+
+
+def test_each_field_of_sft_config_is_acted_on_or_refused_with_its_reason():
+    """A field that a new release brings must be looked at: neither list has it."""
+    assert {*ACTED_ON} & {*IDLE} == set()
+    assert {*ACTED_ON} | {*IDLE} >= {*sft_defaults()}
+    for name, default in sft_defaults().items():
+        check_fields({name: default}, "training")
+        if name in IDLE:
+            with pytest.raises(ValueError, match=f"training.{name}: has no effect in the built-in trainer"):
+                check_fields({name: "another"}, "training")
+
+
+@pytest.mark.parametrize(("found", "near"), [("dff", "dft"), ("nl", "nll")])
+def test_a_loss_that_there_is_not_is_refused_and_the_nearest_named(job, found, near):
+    with pytest.raises(ValueError, match=rf"training\.loss_type: found {found!r}; did you mean {near}\?"):
+        arguments(job(training__loss_type=found))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("eval_strategy", "steps"), ("eval_steps", 5), ("eval_delay", 1), ("eval_on_start", True)],
+)
+def test_an_evaluation_of_nothing_is_refused(job, key, value):
+    with pytest.raises(
+        ValueError, match=rf"training\.{key}: .* no example is held out; set validation\.fraction"
+    ):
+        arguments(job(**{f"training__{key}": value}))
+    arguments(job(**{f"training__{key}": value}, validation={"fraction": 0.1}), has_validation=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("max_grad_norm", "5e-1", r"found '5e-1' \(str\), expected float; write 5e-1 without quotes"),
+        ("neftune_noise_alpha", "5", r"found '5' \(str\), expected .*float"),
+        ("gradient_accumulation_steps", "8", r"found '8' \(str\), expected int"),
+        ("gradient_checkpointing", "yes", r"found 'yes' \(str\), expected bool"),
+        ("max_steps", 1.5, r"found 1\.5 \(float\), expected int"),
+        ("learning_rate", True, r"found True \(bool\), expected float"),
+    ],
+)
+def test_a_number_that_is_text_is_told_before_the_first_step(job, key, value, says):
+    with pytest.raises(ValueError, match=rf"training\.{key}: {says}"):
+        arguments(job(**{f"training__{key}": value}))
+
+
+def test_without_a_limit_of_its_own_a_job_has_sft_configs(job):
+    assert max_length(job(training={"output_dir": "o"})) == 1024
+    assert max_length(job(training__max_length=None)) is None
+    assert max_length(job(training__max_length=77)) == 77
+
+
+def test_a_reporter_that_is_not_there_is_told(job):
+    with pytest.raises(
+        ValueError, match=r"training\.report_to: found 'dvcliv', expected none, all or one of .*dvclive"
+    ):
+        arguments(job(training__report_to="dvcliv"))
+    with pytest.raises(
+        ValueError, match=r"training\.report_to: neptune is not installed; pip install neptune"
+    ):
+        arguments(job(training__report_to=["neptune"]))
+    assert arguments(job(training__report_to="none")).report_to == []
+
+
+def test_a_field_of_adapters_that_is_unknown_is_told_by_the_check(job, tmp_path):
+    job(lora={"lora_alfa": 4})
+    with pytest.raises(
+        ValueError, match=r"config\.json: lora\.lora_alfa: unknown key; did you mean lora_alpha\?"
+    ):
+        check_training(tmp_path / "config.json")
+
+
+def test_half_precision_of_one_kind_is_not_of_the_other_too(job, monkeypatch):
+    assert not arguments(job(training__fp16=True)).bf16
+
+
 def test_other_data_than_the_configs_can_be_given(job, tmp_path):
     job()
-    found = read_job(tmp_path / "config.json", "other.json", "other.arrow")
+    found = read_training(tmp_path / "config.json", "other.json", "other.arrow")
     assert (found.dataset.labeled_path, found.dataset.logits_path) == ("other.json", "other.arrow")
 
 
@@ -132,14 +352,14 @@ def test_other_data_than_the_configs_can_be_given(job, tmp_path):
     [
         (
             {"training__learning_rat": 1},
-            r"config\.json: training\.learning_rat: unknown to SFTConfig; did you mean learning_rate\?",
+            r"config\.json: training\.learning_rat: unknown key; did you mean learning_rate\?",
         ),
         ({"training__warmup_rati": 0.1}, r"training\.warmup_rati: .* did you mean warmup_ratio\?"),
-        ({"training__qqqq": 1}, r"training\.qqqq: unknown to SFTConfig; remove it"),
+        ({"training__qqqq": 1}, r"training\.qqqq: unknown key; remove it"),
         ({"training__lr_scheduler_type": "x"}, r"config\.json: training: x is not a valid SchedulerType"),
         ({"training__use_liger_kernel": True}, r"training\.use_liger_kernel: has no effect in the built-in"),
         ({"training__dataset_text_field": "t"}, r"training\.dataset_text_field: has no effect .*; remove it"),
-        ({"training__eos_token": "x"}, r"training\.eos_token: has no effect .*`dataset` and `models`"),
+        ({"training__eos_token": "x"}, r"training\.eos_token: has no effect .*the student's tokenizer"),
         ({"training__chat_template_path": "x"}, r"training\.chat_template_path: has no effect"),
     ],
 )
@@ -158,8 +378,8 @@ def test_a_training_key_without_a_meaning_is_refused_and_the_nearest_named(job, 
         ({"models": {}}, r"config\.json: models\.student: missing; add it"),
         ({"dataset": {"seed": 1}}, r"dataset\.labeled_path: missing"),
         ({"training": {"learning_rate": 1}}, r"training\.output_dir: missing; add it"),
-        ({"training": "x"}, r"training\.output_dir: missing; add it"),
-        ({"dataset__sed": 1}, r"dataset\.sed: unknown parameter; did you mean seed\?"),
+        ({"training": "x"}, r"training: found str, expected an object"),
+        ({"dataset__sed": 1}, r"dataset\.sed: unknown key; did you mean seed\?"),
         ({"dataset__too_long": "keep"}, r"dataset\.too_long: found 'keep'"),
         ({"validation__fraction": 1.0}, r"validation\.fraction: found 1.0 .*less than 1"),
         ({"validation__patience": 0}, r"validation\.patience: found 0"),
@@ -203,7 +423,7 @@ def test_a_config_that_is_no_object_is_refused(tmp_path):
     path = tmp_path / "c.json"
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"c\.json: found list, expected an object"):
-        read_job(path)
+        read_training(path)
 
 
 def test_the_objective_is_what_the_config_says(job):

@@ -20,7 +20,7 @@ def small_chunks(monkeypatch):
 
 @pytest.fixture
 def case():
-    """States, output layer, targets and a teacher for some of the tokens, in float32."""
+    """Hidden states, output layer, targets and a teacher for some of the tokens, in float32."""
     make = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, WIDTH, generator=make)
     layer = torch.nn.Linear(WIDTH, VOCAB)
@@ -41,34 +41,34 @@ def top_of(logs, top=TOP):
     return Teacher(ids, logprobs, tail, torch.ones(len(logs), dtype=torch.bool))
 
 
-def reference(scores, targets, objective, teacher=None):
+def reference(logits, targets, objective, teacher=None):
     """Return each token's loss, written down token by token in probabilities."""
     if objective.softcap:
-        scores = objective.softcap * (scores / objective.softcap).tanh()
+        logits = objective.softcap * (logits / objective.softcap).tanh()
     found = []
-    for n in range(len(scores)):
-        p = scores[n].softmax(-1)
+    for n in range(len(logits)):
+        p = logits[n].softmax(-1)
         eps = objective.label_smoothing
-        word = -(1 - eps) * p[targets[n]].log() - eps * p.log().mean()
+        hard = -(1 - eps) * p[targets[n]].log() - eps * p.log().mean()
         if objective.by_confidence:
-            word = word * p[targets[n]].detach()
+            hard = hard * p[targets[n]].detach()
         if teacher is None or not objective.kd_ratio or not teacher.known[n]:
-            found.append(word)
+            found.append(hard)
             continue
-        q = scores[n, : objective.vocab_size].softmax(-1)
+        q = logits[n, : objective.vocab_size].softmax(-1)
         others = [i for i in range(len(q)) if i not in teacher.ids[n].tolist()]
         q = torch.cat([q[teacher.ids[n]], q[others].sum()[None]])
-        t = torch.cat([teacher.logprobs[n], teacher.tail[n][None]]).to(scores.dtype).exp()
+        t = torch.cat([teacher.logprobs[n], teacher.tail[n][None]]).to(logits.dtype).exp()
         q, t = (x ** (1 / objective.temperature) for x in (q, t))
         q, t = q / q.sum(), t / t.sum()
         of, to = (t, q) if objective.divergence == "forward_kld" else (q, t)
         kl = (of * (of / to).log()).sum() * objective.temperature**2
-        found.append((1 - objective.kd_ratio) * word + objective.kd_ratio * kl)
+        found.append((1 - objective.kd_ratio) * hard + objective.kd_ratio * kl)
     return torch.stack(found)
 
 
-WORDS = {
-    "plain words": Objective(),
+HARD = {
+    "plain": Objective(),
     "label smoothing": Objective(label_smoothing=0.1),
     "confidence": Objective(by_confidence=True),
     "softcap": Objective(softcap=3.0),
@@ -82,11 +82,11 @@ TAUGHT = {
 }
 
 
-@pytest.mark.parametrize("name", [*WORDS, *TAUGHT])
+@pytest.mark.parametrize("name", [*HARD, *TAUGHT])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_value_and_gradients_are_those_of_a_plain_float64_reference(case, name, has_bias):
     hidden, layer, targets, teacher = case
-    objective = {**WORDS, **TAUGHT}[name]
+    objective = {**HARD, **TAUGHT}[name]
     if not has_bias:
         layer = torch.nn.Linear(WIDTH, VOCAB, bias=False).requires_grad_(True)
         layer.weight = case[1].weight
@@ -94,20 +94,20 @@ def test_value_and_gradients_are_those_of_a_plain_float64_reference(case, name, 
     loss = summed_loss(hidden, layer, targets, objective, teacher, scale=0.37)
     found = torch.autograd.grad(loss * 1.5, inputs)  # whatever comes after multiplies
     plain = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    scores = torch.nn.functional.linear(*plain)
-    expected = 0.37 * reference(scores, targets, objective, teacher).sum()
+    logits = torch.nn.functional.linear(*plain)
+    expected = 0.37 * reference(logits, targets, objective, teacher).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, theirs in zip(found, torch.autograd.grad(expected * 1.5, plain), strict=True):
         assert torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_words_beside_a_teacher_of_no_weight_are_plain_words(case):
+def test_hard_labels_beside_a_teacher_of_no_weight_count_alone(case):
     hidden, layer, targets, teacher = case
     with_teacher = summed_loss(hidden, layer, targets, Objective(0.0, vocab_size=SHARED), teacher)
     assert with_teacher.item() == summed_loss(hidden, layer, targets, Objective()).item()
 
 
-def test_tokens_without_a_distribution_learn_their_word_in_full(case):
+def test_tokens_without_a_distribution_learn_their_hard_label_in_full(case):
     hidden, layer, targets, teacher = case
     nothing = Teacher(
         torch.zeros_like(teacher.ids),
@@ -138,9 +138,9 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(case, divergence, k
     for temperature in (1.0, 2.0):
         objective = Objective(1.0, divergence, temperature, vocab_size=SHARED)
         loss = summed_loss(hidden, layer, targets, objective, teacher, scale=1 / TOKENS)
-        (slope,) = torch.autograd.grad(loss, hidden)
+        (gradient,) = torch.autograd.grad(loss, hidden)
         assert abs(loss.item()) < tolerance
-        assert slope.abs().max() < (1e-5 if kept is torch.float32 else 1e-2)
+        assert gradient.abs().max() < (1e-5 if kept is torch.float32 else 1e-2)
     rolled = teacher[torch.arange(TOKENS).roll(1)]
     assert summed_loss(hidden, layer, targets, objective, rolled, scale=1 / TOKENS).item() > 0.5
 
@@ -175,8 +175,8 @@ def test_padding_rows_of_the_output_layer_take_no_part_in_the_divergence(case):
     one = summed_loss(hidden, layer, targets, objective, known)
     two = summed_loss(hidden, padded, targets, objective, known)
     assert one.item() == pytest.approx(two.item(), rel=1e-6)
-    (slope,) = torch.autograd.grad(two, padded.weight)
-    assert not slope[SHARED:].any() and slope[:SHARED].any()
+    (gradient,) = torch.autograd.grad(two, padded.weight)
+    assert not gradient[SHARED:].any() and gradient[:SHARED].any()
 
 
 def test_bfloat16_gradients_come_in_bfloat16_and_near_the_reference(case):
@@ -211,3 +211,14 @@ def test_frozen_output_layers_get_no_gradient_and_pass_one_on(case):
     hidden.requires_grad_()
     summed_loss(hidden, layer, targets, Objective()).backward()
     assert hidden.grad is not None and layer.weight.grad is None and layer.bias.grad is None
+
+
+def test_no_label_gives_gradients_of_zero_for_all_that_is_trained(case):
+    """DDP waits for a gradient of every weight, also in a process that has no example of its own."""
+    hidden, layer, targets, _ = case
+    hidden.requires_grad_()
+    loss = summed_loss(hidden[:0], layer, targets[:0], Objective())
+    loss.backward()
+    assert loss.item() == 0
+    for gradient in (hidden.grad, layer.weight.grad, layer.bias.grad):
+        assert gradient is not None and not gradient.any()

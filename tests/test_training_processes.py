@@ -1,4 +1,4 @@
-"""Two processes on one CPU learn what one does."""
+"""Two and four processes on one CPU learn what one does."""
 
 import json
 import shutil
@@ -53,14 +53,14 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def together(call, **environment):
-    """Run a call in two forks as accelerate would start it; return their exit codes."""
+def together(call, processes=2, **environment):
+    """Run a call in forks as accelerate would start it; return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "ACCELERATE_USE_CPU": "true",
@@ -78,7 +78,7 @@ def together(call, **environment):
 
     pids = [
         in_fork(ranked, f"rank{rank}.log", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank in range(2)
+        for rank in range(processes)
     ]
     return [exit_code(pid) for pid in pids]
 
@@ -97,9 +97,10 @@ def sharding_on_a_cpu(init):
     return with_plugin
 
 
-def train_together(path, **environment):
-    codes = together(lambda: train(path), **environment)
-    assert codes == [0, 0], "".join(Path(f"rank{rank}.log").read_text() for rank in range(2))
+def train_together(path, processes=2, **environment):
+    codes = together(lambda: train(path), processes, **environment)
+    logs = [Path(f"rank{rank}.log").read_text() for rank in range(processes)]
+    assert codes == [0] * processes, "".join(logs)
 
 
 def job(student, each, **options):
@@ -107,11 +108,11 @@ def job(student, each, **options):
     return write_job(student, per_device_train_batch_size=each, logging_steps=1, **options)
 
 
-def assert_same(student, alone, both, **environment):
+def assert_same(student, alone, both, processes=2, **environment):
     """Train alone and together; loss curves, and weights as far as bfloat16 shows, must be the same."""
     train(alone())
     one, first = curve(OUT), load_trainable(OUT)[0].state_dict()
-    train_together(both(), **environment)
+    train_together(both(), processes, **environment)
     two, second = curve(OUT), load_trainable(OUT)[0].state_dict()
     assert [step for step, _ in one] == [step for step, _ in two]
     assert np.allclose([loss for _, loss in one], [loss for _, loss in two], atol=2e-4)
@@ -123,7 +124,7 @@ def assert_same(student, alone, both, **environment):
 SMALL = {"learning_rate": 2e-3}
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("environment", [{}, pytest.param(FSDP, marks=pytest.mark.slow)], ids=["ddp", "fsdp"])
 def test_two_processes_learn_what_one_does_with_their_batches_together(tiny_model_dir, environment):
     """Their examples of a step go through in several parts, those of the one in one."""
     assert_same(
@@ -135,11 +136,42 @@ def test_two_processes_learn_what_one_does_with_their_batches_together(tiny_mode
     assert json.loads(Path(OUT, "provenance.json").read_text())["examples"]["train"] == len(RECORDS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_last_step_that_is_not_full_weighs_each_token_the_same(tiny_model_dir, processes, environment):
+    """Of 13 examples in steps of 4 or 12 the last has one: most processes are left without an example."""
+    records = [*RECORDS, {**RECORDS[0], "output": "It is the last. " * 9}]
+    options = {"records": records, "max_length": 200, **SMALL}
+    each = {2: 2, 4: 3}[processes]
+    assert_same(
+        tiny_model_dir,
+        lambda: job(tiny_model_dir, each * processes, **options),
+        lambda: job(tiny_model_dir, each, **options),
+        processes,
+        **environment,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
+def test_processes_share_a_step_of_so_many_tokens(tiny_model_dir, environment):
+    sections = {"batching": {"tokens_per_step": 90, "tokens_at_a_time": 40}}
+    options = {"sections": sections, **SMALL}
+    assert_same(
+        tiny_model_dir,
+        lambda: job(tiny_model_dir, 1, **options),
+        lambda: job(tiny_model_dir, 1, **options),
+        **environment,
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
 def test_they_evaluate_an_odd_number_of_examples_as_one_does(tiny_model_dir, environment):
     """In as many parts on each, though one has an example more than the other."""
     records = [
-        {"instruction": f"Name number {n}.", "input": "", "output": f"It is {n}. " * 4} for n in range(40)
+        {"instruction": f"Name number {n}.", "input": "", "output": f"It is {n}. " * 4} for n in range(35)
     ]
     options = {"records": records, "sections": VALIDATED, "max_steps": 2, "max_length": 64, **SMALL}
     train(job(tiny_model_dir, 2, **options))
@@ -150,14 +182,15 @@ def test_they_evaluate_an_odd_number_of_examples_as_one_does(tiny_model_dir, env
     assert np.allclose(points, curve(OUT, "validation"), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_a_teacher_as_one_does(tiny_model_dir):
     tokenizer = load_tokenizer(str(tiny_model_dir))
     make = np.random.default_rng(0)
 
     def distribution(row, example):
         count = sum(label != -100 for label in example.labels)
-        scores = make.normal(size=(count, len(tokenizer))) * 3
-        return scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        logits = make.normal(size=(count, len(tokenizer))) * 3
+        return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
     write_teacher("logits.arrow", tokenizer, RECORDS, distribution)
     sections = {"job_type": "kd_white_box_train_only", "dataset": {"logits_path": "logits.arrow"}}
@@ -168,6 +201,7 @@ def test_two_processes_learn_from_a_teacher_as_one_does(tiny_model_dir):
     )
 
 
+@pytest.mark.slow
 def test_accelerate_launches_them_from_the_config_and_one_checkpoint_comes_out(tiny_model_dir):
     Path("two.yaml").write_text(TWO_PROCESSES)
     sections = {**VALIDATED, "accelerate": "two.yaml"}
@@ -178,6 +212,7 @@ def test_accelerate_launches_them_from_the_config_and_one_checkpoint_comes_out(t
     assert not list(work.ROOT.rglob("checkpoint-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp"])
 def test_two_processes_that_were_killed_go_on_to_the_same_bytes(tiny_model_dir, environment, monkeypatch):
     lora = {} if environment else {"lora": {"r": 4, "lora_dropout": 0.3}}
@@ -194,6 +229,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bytes(tiny_model_dir, 
     assert files_of(OUT) == unbroken
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_really_sharded(tiny_model_dir, monkeypatch):
     real = DistillationTrainer.training_step
 

@@ -41,7 +41,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["epochs", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "epochs")]
+)
 def test_a_killed_training_goes_on_to_the_same_bytes(tiny_model_dir, kind, monkeypatch, capfd):
     path = write_job(
         tiny_model_dir, save_steps=2, **{"num_train_epochs": 2, "logging_steps": 1, **KINDS[kind]}
@@ -59,6 +61,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tiny_model_dir, kind, monke
     ]
 
 
+@pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_as_an_unbroken_one(tiny_model_dir, monkeypatch):
     path = write_job(tiny_model_dir, save_steps=1, bf16=True, sections=VALIDATED)
     unbroken = files_of(train(path))
@@ -76,6 +79,7 @@ def test_a_training_killed_again_and_again_ends_as_an_unbroken_one(tiny_model_di
     assert files_of(OUT) == unbroken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patience", "limit"), [(None, {"max_steps": 5}), (2, {"num_train_epochs": 4})])
 def test_one_killed_after_its_last_step_trains_no_further(tiny_model_dir, patience, limit, monkeypatch):
     sections = {"validation": {"fraction": 0.3, "patience": patience}}
@@ -87,6 +91,7 @@ def test_one_killed_after_its_last_step_trains_no_further(tiny_model_dir, patien
     assert files_of(OUT) == unbroken
 
 
+@pytest.mark.slow
 def test_patience_counts_the_evaluations_before_a_kill(tiny_model_dir, monkeypatch):
     sections = {"validation": {"fraction": 0.3, "patience": 3}}
     path = write_job(tiny_model_dir, save_steps=1, learning_rate=0.2, num_train_epochs=20, sections=sections)
@@ -133,6 +138,7 @@ def test_a_training_with_other_params_starts_anew_and_the_stale_checkpoints_go(
     assert files_of(train(path)) == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "student", "template"])
 def test_other_data_student_or_template_starts_anew(what, tiny_copy, monkeypatch, capfd):
     path = write_job(tiny_copy, save_steps=2)
@@ -157,6 +163,7 @@ def test_other_data_student_or_template_starts_anew(what, tiny_copy, monkeypatch
     assert "going on" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_trainings_of_two_outputs_of_one_name_leave_each_other_alone(tiny_model_dir, monkeypatch, capfd):
     path = write_job(tiny_model_dir, save_steps=2)
     kill_at(monkeypatch, path, trainer.DistillationTrainer, "training_step", 5)

@@ -22,7 +22,7 @@ from trainings import (
     write_teacher,
 )
 
-from distill_app.core.logits import TopLogits, new_top_logits, tokenizer_digest
+from distill_app.core.logits import About, TopLogits, TopRow, new_top_logits, tokenizer_digest
 from distill_app.core.models import load_tokenizer, load_trainable, save_checkpoint
 from distill_app.training.batches import Collator
 from distill_app.training.examples import build_examples, with_teacher
@@ -78,7 +78,7 @@ def mark(row, place):
 
 
 def first_loss(student, **options):
-    train(write_white_box(student, learning_rate=1e-9, per_device_train_batch_size=4, **options))
+    train(write_white_box(student, **{"learning_rate": 1e-9, "per_device_train_batch_size": 4, **options}))
     return curve(OUT)[0][1]
 
 
@@ -87,7 +87,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(tiny_model_dir, div
     model, tokenizer = load_trainable(str(tiny_model_dir))
     how = {"distillation_type": divergence, "temperature": 1.5}
     write_teacher(LOGITS, tokenizer, RECORDS, of_model(model, len(tokenizer)), TOP)
-    assert first_loss(tiny_model_dir, distillation=how) == pytest.approx(0, abs=3e-4)
+    assert first_loss(tiny_model_dir, distillation=how) == pytest.approx(0, abs=6e-4)
     for rolled in (1, -1):
         write_teacher(LOGITS, tokenizer, RECORDS, of_model(model, len(tokenizer), rolled), TOP)
         assert first_loss(tiny_model_dir, distillation=how) > 0.5
@@ -104,7 +104,7 @@ def test_padding_of_the_output_layer_is_no_part_of_the_vocabulary(tiny_copy):
     model, _ = load_trainable(str(tiny_copy))
     assert len(model.lm_head.weight) == size + 12
     write_teacher(LOGITS, tokenizer, RECORDS, of_model(model, size), TOP)
-    assert first_loss(tiny_copy) == pytest.approx(0, abs=3e-4)
+    assert first_loss(tiny_copy) == pytest.approx(0, abs=6e-4)
     write_teacher(LOGITS, tokenizer, RECORDS, of_model(model, size), TOP, vocab_size=size + 12)
     assert first_loss(tiny_copy) > 0.1
 
@@ -158,6 +158,7 @@ def test_distributions_stay_with_their_answers_where_some_are_held_out_and_some_
     assert curve(OUT, "validation")[0][1] > 1  # of the words: the teacher says nothing about these
 
 
+@pytest.mark.slow
 def test_a_killed_white_box_training_goes_on_to_the_same_bytes(tiny_model_dir, monkeypatch):
     model, tokenizer = load_trainable(str(tiny_model_dir))
     with torch.no_grad():
@@ -209,7 +210,7 @@ def test_other_answers_distributions_are_refused_with_the_records_number(tiny_mo
     tokenizer = load_tokenizer(str(tiny_model_dir))
     others = [*RECORDS[:7], {**RECORDS[7], "output": "No."}, *RECORDS[8:]]
     write_teacher(LOGITS, tokenizer, others, marked, TOP)
-    message = r"logits\.arrow: record 7: the teacher's distributions are of another answer \('No\.', expected 'It is 7"
+    message = r"logits\.arrow: record 7: found the teacher's distributions of another answer, 'No\.', expected 'It is 7"
     with pytest.raises(ValueError, match=message):
         train(write_white_box(tiny_model_dir))
 
@@ -217,14 +218,14 @@ def test_other_answers_distributions_are_refused_with_the_records_number(tiny_mo
 def test_rows_in_another_order_are_refused(tiny_model_dir):
     tokenizer = load_tokenizer(str(tiny_model_dir))
     write_teacher(LOGITS, tokenizer, RECORDS[::-1], marked, TOP)
-    with pytest.raises(ValueError, match=r"record 0: the teacher's distributions are of another answer"):
+    with pytest.raises(ValueError, match=r"record 0: found the teacher's distributions of another answer"):
         train(write_white_box(tiny_model_dir))
 
 
 def test_another_number_of_rows_is_refused(tiny_model_dir):
     tokenizer = load_tokenizer(str(tiny_model_dir))
     write_teacher(LOGITS, tokenizer, RECORDS[:-1], marked, TOP)
-    with pytest.raises(ValueError, match=r"distributions of 11 records, expected 12; label again"):
+    with pytest.raises(ValueError, match=r"distributions of 11 records, expected 12; run the"):
         train(write_white_box(tiny_model_dir))
 
 
@@ -242,7 +243,7 @@ def test_a_file_without_probabilities_is_refused(tiny_model_dir):
     tokenizer = load_tokenizer(str(tiny_model_dir))
     write_teacher(LOGITS, tokenizer, RECORDS, marked, top=0)
     with pytest.raises(
-        ValueError, match=r"logits\.arrow: found no probabilities; set label\.top_logits above 0"
+        ValueError, match=r"logits\.arrow: found no probabilities; set label\.top_logits .* above 0 and run"
     ):
         train(write_white_box(tiny_model_dir))
 
@@ -252,14 +253,15 @@ def test_a_missing_file_of_probabilities_is_named(tiny_model_dir):
         train(write_white_box(tiny_model_dir))
 
 
-def aligned(tokenizer, record, answer, **options):
-    """Return a record's example beside a teacher's that gave the same answer in tokens of its own."""
-    tokens = np.array(
-        [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], np.int32
-    )
-    digest = tokenizer_digest(tokenizer)
-    with new_top_logits(LOGITS, 1, len(tokenizer), digest, "tiny") as add:
-        add(tokens, tokens[:, None], np.zeros((len(tokens), 1)), np.zeros(len(tokens)))
+def aligned(tokenizer, record, answer, end=None, **options):
+    """Return a record's example beside a teacher's that gave the same answer in tokens of its own.
+
+    The teacher ends a sequence with the token `end`, or with the student's.
+    """
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    tokens = np.array([*ids, tokenizer.eos_token_id if end is None else end], np.int32)
+    with new_top_logits(LOGITS, About(1, len(tokenizer), tokenizer_digest(tokenizer), "tiny")) as add:
+        add(TopRow(tokens, tokens[:, None], np.zeros((len(tokens), 1)), np.zeros(len(tokens))))
     examples = build_examples([record], tokenizer, OURS, **options).train
     (example,) = with_teacher(examples, TopLogits(LOGITS), tokenizer, 1)
     return example, tokens.tolist()
@@ -295,5 +297,71 @@ def test_an_answer_that_was_cut_finds_its_place(tiny):
 
 def test_an_answer_that_only_begins_as_the_teachers_is_refused(tiny):
     record = {"instruction": "Name it.", "input": "", "output": "It is 3."}
-    with pytest.raises(ValueError, match="record 0: the teacher's distributions are of another answer"):
+    with pytest.raises(ValueError, match="record 0: found the teacher's distributions of another answer"):
         aligned(tiny[1], record, " It is 3. And more.")
+
+
+@pytest.mark.parametrize("output", ["It is 3.", "Strawberries, cherries and 7.", "Yes", "24"])
+@pytest.mark.parametrize("answer", ["{}", " {}"])
+def test_an_end_of_sequence_of_another_kind_is_one_unknown_token(tiny, output, answer):
+    """A chat model teaches its base model: the same tokenizer, another token at the end."""
+    record = {"instruction": "Name it.", "input": "", "output": output}
+    tokenizer = tiny[1]
+    end = tokenizer.convert_tokens_to_ids("<s>")
+    example, theirs = aligned(tokenizer, record, answer.format(output), end)
+    ours = response_of(example)
+    assert (ours[-1], theirs[-1], example.unknown_end) == (tokenizer.eos_token_id, end, 1)
+    same, _ = aligned(tokenizer, record, answer.format(output))
+    assert (example.known, example.offset) == (same.known - 1, same.offset)
+    batch = Collator(TopLogits(LOGITS))([example, example])
+    known = batch["teacher_known"][0].split(len(example.labels))
+    for one in known:
+        assert int(one.sum()) == example.known and not one[-1]
+    assert torch.equal(
+        batch["teacher_ids"][0, batch["teacher_known"][0], 0],
+        batch["labels"][0, batch["teacher_known"][0]],
+    )
+
+
+@pytest.mark.parametrize("said", ["It is 3. And more.", "It is", "It is 4."])
+def test_another_answer_is_refused_whatever_ends_it(tiny, said):
+    record = {"instruction": "Name it.", "input": "", "output": "It is 3."}
+    for end in (None, tiny[1].convert_tokens_to_ids("<s>")):
+        with pytest.raises(ValueError, match="found the teacher's distributions of another answer"):
+            aligned(tiny[1], record, f" {said}", end)
+
+
+def as_base_model(folder):
+    """Give a checkpoint's tokenizer another end of sequence, padding and chat template, and a token more."""
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.eos_token, tokenizer.chat_template = "<s>", None
+    tokenizer.add_special_tokens({"pad_token": "<|new padding|>"})
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_base_model_learns_from_the_chat_model_of_its_family(tiny_model_dir, tiny_copy):
+    model, teachers = load_trainable(str(tiny_model_dir))
+    write_teacher(LOGITS, teachers, RECORDS, of_model(model, len(teachers)), TOP)
+    student = as_base_model(tiny_copy)
+    assert student.eos_token_id != teachers.eos_token_id and len(student) == len(teachers) + 1
+    # The weights are the teacher's own, so all that is left is the word that ends an answer
+    known = sum(len(response_of(e)) for e in build_examples(RECORDS, student, OURS).train)
+    expected = 0.0
+    for example in build_examples(RECORDS, student, OURS).train:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0].double().log_softmax(-1)
+        expected -= logits[-2, student.eos_token_id].item()
+    assert first_loss(tiny_copy, per_device_train_batch_size=12) == pytest.approx(expected / known, abs=2e-3)
+
+
+def test_a_tokenizer_of_as_many_other_tokens_is_refused(tiny_copy):
+    tokenizer = load_tokenizer(str(tiny_copy))
+    write_teacher(LOGITS, tokenizer, RECORDS, marked, TOP)
+    path = tiny_copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    words["0"], words["1"] = words["1"], words["0"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the teacher tiny has another tokenizer than"):
+        train(write_white_box(tiny_copy))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from distill_app import write_system1_config
-from distill_app.core.logits import new_top_logits, tokenizer_digest
+from distill_app.core.logits import About, TopRow, new_top_logits, tokenizer_digest
 from distill_app.core.prompts import chat_template
 from distill_app.training.examples import NO_LOSS, Example, Template, build_examples
 
@@ -107,6 +109,11 @@ def files_of(folder: str | Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
+def dtypes_of(folder: str | Path) -> set[torch.dtype]:
+    """Return the types in which a checkpoint's weights are stored."""
+    return {tensor.dtype for tensor in load_file(Path(folder) / "model.safetensors").values()}
+
+
 def curve(folder: str | Path, name: str = "loss") -> list[tuple[int, float]]:
     """Return the points of a written loss curve."""
     lines = (Path(folder) / f"{name}.csv").read_text().split()
@@ -150,14 +157,15 @@ def write_teacher(
     """
     examples = build_examples(records, tokenizer, OURS).train
     vocab_size = vocab_size or len(tokenizer)
-    with new_top_logits(path, top, vocab_size, tokenizer_digest(tokenizer), "tiny") as add:
+    about = About(top, vocab_size, tokenizer_digest(tokenizer), "tiny")
+    with new_top_logits(path, about) as add:
         for example in examples:
             logs = distribution(example.row, example)
             ids = np.argsort(-logs, axis=1, kind="stable")[:, :top]
             likeliest = np.take_along_axis(logs, ids, 1)
             beyond = 1 - np.exp(likeliest).sum(1)
             tail = np.log(np.maximum(beyond, 1e-13))
-            add(np.array(response_of(example), np.int32), ids.astype(np.int32), likeliest, tail)
+            add(TopRow(np.array(response_of(example), np.int32), ids.astype(np.int32), likeliest, tail))
     return path
 
 

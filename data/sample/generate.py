@@ -14,12 +14,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from word_problems import word_problem_rows
+from long_traces import add_long_traces
+from stories import told_story
+from word_problems import KINDS, word_problem_rows
 
 HERE = Path(__file__).resolve().parent
 SHARD = Path("data", "train-00000-of-00001.parquet")
 SEED = 17
-PER_KIND = 40
+PER_KIND = 19
+STORIES = 256
+LONG_TRACES = 24
 
 LEVEL = pa.struct([("judge", pa.string()), ("level", pa.int64())])
 TRACE = pa.struct(
@@ -61,7 +65,8 @@ def main() -> None:
     )
     out_dir = parser.parse_args().out
 
-    problems = word_problem_rows(seed=SEED, per_kind=PER_KIND)
+    problems = word_problem_rows(SEED, {**dict.fromkeys(KINDS, PER_KIND), told_story: STORIES})
+    add_long_traces(problems, LONG_TRACES, SEED)
     write_shard(problems, OMNITHOUGHT, out_dir / "OmniThought" / SHARD)
     instructions = instruction_rows(HERE / "instructions.yaml")
     random.Random(SEED).shuffle(instructions)  # the list is grouped by topic

@@ -8,7 +8,7 @@ Numbers stay small because a student of 135M parameters learns its arithmetic fr
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 LARGEST_NUMBER = 150
@@ -46,6 +46,9 @@ class Step(NamedTuple):
 class Problem(NamedTuple):
     question: str
     steps: list[Step]
+
+
+Kind = Callable[[random.Random], Problem]
 
 
 class Solved(NamedTuple):
@@ -986,15 +989,15 @@ def trace_records(rng: random.Random, problem: Problem, solved: list[Solved]) ->
     return traces
 
 
-def word_problem_rows(seed: int, per_kind: int) -> list[dict]:
-    """Return OmniThought rows (`question`, `reasoning`), `per_kind` of each kind, shuffled.
+def word_problem_rows(seed: int, counts: Mapping[Kind, int]) -> list[dict]:
+    """Return OmniThought rows (`question`, `reasoning`), so many of each kind, shuffled.
 
     No two questions are the same, and the same arguments give the same rows.
     """
     rng = random.Random(seed)
     rows: dict[str, dict] = {}
-    for kind in KINDS:
-        enough = len(rows) + per_kind
+    for kind, count in counts.items():
+        enough = len(rows) + count
         while len(rows) < enough:
             problem = kind(rng)
             solved = solve(problem.steps)

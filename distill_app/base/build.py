@@ -10,9 +10,9 @@ from distill_app.base.calibration import CALIBRATION
 from distill_app.base.embedded import about_teacher, load_base_teacher
 from distill_app.base.params import BaseModelsParams
 from distill_app.base.pruning import block_influence, drop_layers, least_important
-from distill_app.cards.origin import model_digest, unplaced
 from distill_app.core.files import new_folder, save_text
 from distill_app.core.models import Model, Tokenizer, save_checkpoint
+from distill_app.report.cards.origin import model_digest, unplaced
 
 NOT_BUILT = "base_models.teacher is null: the params name the teacher and the students directly.\n"
 

@@ -6,14 +6,14 @@ import io
 import re
 from pathlib import Path
 
-from distill_app.cards.origin import LICENSE_KEYS, parent_of
-from distill_app.core.models import Model, Tokenizer, load_student, quiet_transformers
+from distill_app.core.models import Model, Tokenizer, compute_dtype, load_student, quiet_transformers
+from distill_app.report.cards.origin import LICENSE_KEYS, parent_of
 
 QUANTIZATION = r"[.-](I?Q\d|B?F\d\d).*$"  # of a GGUF file's name, behind the model's
 
 
 def load_base_teacher(source: str) -> tuple[Model, Tokenizer]:
-    """Load `PACKAGE/FILE.gguf` from an installed package, or a checkpoint folder, in bfloat16.
+    """Load `PACKAGE/FILE.gguf` from an installed package, or a checkpoint folder, in `compute_dtype`.
 
     Raises:
         FileNotFoundError: the package or the file in it is missing.
@@ -31,7 +31,7 @@ def load_base_teacher(source: str) -> tuple[Model, Tokenizer]:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=name,
-            dtype=torch.bfloat16,
+            dtype=getattr(torch, compute_dtype()),
             quantization_config=GgufConfig(dequantize=True),  # training needs plain weights
         )
     # Names of the file's author, of no use to a checkpoint that is ours

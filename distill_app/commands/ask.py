@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the answer; that it was cut goes to standard error."""
     from distill_app.core.models import load_student
-    from distill_app.labeling.engine import generate
+    from distill_app.generation.batch import generate
 
     piped = args.question == "-" or (args.question is None and not sys.stdin.isatty())
     question = sys.stdin.read() if piped else args.question

@@ -5,7 +5,7 @@ import secrets
 import unicodedata
 
 from distill_app.core.models import Tokenizer
-from distill_app.labeling.answers import Sampling
+from distill_app.generation.answers import Sampling
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,14 +12,14 @@ from distill_app.commands.asking import (
     utf8,
     visible,
 )
-from distill_app.comparison.names import MODELS
-from distill_app.labeling.answers import Sampling
+from distill_app.evaluation.names import MODELS
+from distill_app.generation.answers import Sampling
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from distill_app.commands.conversation import Conversation, Reply
-    from distill_app.labeling.candidates import Candidate
+    from distill_app.evaluation.candidates import Candidate
 
 HELP = "talk with a model, or with several at once"
 COMMANDS = """\
@@ -118,17 +118,21 @@ def _conversations(args: argparse.Namespace) -> dict[str, "Conversation"]:
 def _compared() -> Sequence["Candidate"]:
     """Return the five models of the comparison, as its stage names them."""
     from distill_app.core.params import read_section
-    from distill_app.easydistill.params import TrainParams, WordsAndProbabilities
-    from distill_app.labeling.candidates import five_models
+    from distill_app.easydistill.params import TrainParams
+    from distill_app.evaluation.asking.params import MeasureParams
+    from distill_app.evaluation.candidates import five_models
     from distill_app.labeling.params import LabelParams
-    from distill_app.measuring.params import MeasureParams
 
+    before1 = read_section("train_s1", TrainParams)
+    before2 = read_section("train_s2", TrainParams)
     return five_models(
         read_section("label", LabelParams),
-        read_section("measure", MeasureParams).teacher,
-        system1_before=read_section("train_s1", WordsAndProbabilities).student,
-        system2_before=read_section("train_s2", TrainParams).student,
+        read_section("measure", MeasureParams),
+        system1_before=before1.student,
+        system2_before=before2.student,
         models_dir="models",
+        system1_revision=before1.revision,
+        system2_revision=before2.revision,
     )
 
 

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from distill_app.core.models import Model, Tokenizer
-from distill_app.labeling.answers import Sampling
-from distill_app.labeling.engine import stop_tokens
+from distill_app.generation.answers import Sampling
+from distill_app.generation.batch import stream_answers
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,10 @@ class Conversation:
     """Turns with one model, each a question and its answer."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
-        from transformers import GenerationConfig
-
         self.model, self.tokenizer = model, tokenizer
         self.turns: list[tuple[str, str]] = []
-        self.stops = stop_tokens(model, tokenizer)
+        self.asked = 0
         self.longest = getattr(model.config, "max_position_embeddings", None) or 2**31
-        # In place of the checkpoint's own, which may ask for sampling
-        model.generation_config = GenerationConfig(
-            eos_token_id=sorted(self.stops) or None, pad_token_id=tokenizer.pad_token_id, use_cache=True
-        )
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -52,73 +46,74 @@ class Conversation:
     def ask(self, question: str, sampling: Sampling, write: Callable[[str], object]) -> Reply:
         """Answer a question after those before it; `write` gets the answer's words as they come.
 
-        Ctrl-C ends the answer; what was written of it counts as said. Where the conversation and an answer
-        would exceed the model's positions, its oldest turns are forgotten.
+        Each question draws with a seed of its own, so that a question asked again gets another answer, and
+        the same session the same answers. Ctrl-C ends the answer; what was written of it counts as said.
+        Where the conversation and an answer would exceed the model's positions, its oldest turns are
+        forgotten.
 
         Raises:
-            ValueError: the question alone is too long for the model.
+            ValueError: the question alone is too long for the model, or its attention is of a kind that the
+                engine cannot run.
         """
         import torch
 
-        ids, forgotten = self._fitting(question, sampling.max_new_tokens)
-        limit = min(sampling.max_new_tokens, self.longest - len(ids))
+        prompt, tokens, forgotten = self._fitting(question, sampling.max_new_tokens)
+        limit = min(sampling.max_new_tokens, self.longest - tokens)
+        drawn = replace(sampling, max_new_tokens=limit, seed=sampling.seed + self.asked)
+        self.asked += 1
         words = _words(self.tokenizer, write)
-        drawn: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature:
-            drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-            drawn["top_k"] = 0  # else transformers looks at the 50 likeliest tokens only
-            torch.manual_seed(sampling.seed)
-        prompt = torch.tensor([ids], device=self.model.device)
         finish: Literal["stop", "length", "interrupted"] = "length"
         start = time.perf_counter()
+
+        def say(place: int, token: int) -> None:
+            words.put(torch.tensor([token]))
+
         try:
-            out = self.model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), streamer=words, max_new_tokens=limit, **drawn
-            )
-            if int(out[0, -1]) in self.stops:
-                finish = "stop"
+            ((_, answer),) = stream_answers(self.model, self.tokenizer, [prompt], drawn, 1, say)
+            finish = "stop" if answer.finish_reason == "stop" else "length"
         except KeyboardInterrupt:
-            words.end()
             finish = "interrupted"
+        words.end()
         seconds = time.perf_counter() - start
         if words.text or finish != "interrupted":
             self.turns.append((question, words.text))
         return Reply(words.text, words.tokens, seconds, finish, forgotten)
 
-    def _fitting(self, question: str, max_new_tokens: int) -> tuple[list[int], int]:
-        """Return the prompt's ids, and how many old turns were forgotten to leave room for an answer."""
+    def _fitting(self, question: str, max_new_tokens: int) -> tuple[str, int, int]:
+        """Return the prompt, its tokens, and how many old turns are forgotten to leave an answer room."""
         room = min(max_new_tokens, self.longest // 2)
         turns, before = self.turns, len(self.turns)
-        ids = self._rendered(turns, question)
-        while turns and len(ids) + room > self.longest:
+        prompt, tokens = self._rendered(turns, question)
+        while turns and tokens + room > self.longest:
             turns = turns[1:]
-            ids = self._rendered(turns, question)
-        if len(ids) >= self.longest:
+            prompt, tokens = self._rendered(turns, question)
+        if tokens >= self.longest:
             raise ValueError(
-                f"question: found {len(ids)} tokens, expected fewer than {self.longest}, the model's"
+                f"question: found {tokens} tokens, expected fewer than {self.longest}, the model's"
                 " positions; ask a shorter one"
             )
         self.turns = turns
-        return ids, before - len(turns)
+        return prompt, tokens, before - len(turns)
 
-    def _rendered(self, turns: list[tuple[str, str]], question: str) -> list[int]:
+    def _rendered(self, turns: list[tuple[str, str]], question: str) -> tuple[str, int]:
+        """Return the turns and a question as the model reads them, and how many tokens that is."""
         messages = []
         for asked, answered in turns:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": question})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text, len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _words(tokenizer: Tokenizer, write: Callable[[str], object]) -> Any:
-    """Return a streamer for `generate` that hands on whole words; it keeps `text` and counts `tokens`."""
+    """Return a streamer that takes tokens and hands on whole words; it keeps `text` and counts `tokens`."""
     from transformers import TextStreamer
 
     class Words(TextStreamer):
         text, blanks, tokens = "", "", 0
 
         def put(self, value: Any) -> None:
-            self.tokens += not self.next_tokens_are_prompt
+            self.tokens += 1
             super().put(value)
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -130,4 +125,4 @@ def _words(tokenizer: Tokenizer, write: Callable[[str], object]) -> Any:
             if word:
                 write(word)
 
-    return Words(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return Words(tokenizer, skip_special_tokens=True)

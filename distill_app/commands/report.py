@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the figures, the verdict and where the report lies."""
-    from distill_app.comparison.console import print_comparison
     from distill_app.core.files import read_json
+    from distill_app.report.console import print_comparison
 
     print_comparison(read_json(SCORES), REPORT)

@@ -6,14 +6,19 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from distill_app.core.errors import EmptyDataError
 
 Record = dict[str, str]
+AddRecords = Callable[[list[Any]], None]
 RECORD_FIELDS = ("instruction", "input", "output")
-PARQUET_ROWS = 4096  # held in memory at a time
+PARQUET_ROWS = 4096  # held in memory at a time, or so many bytes
+PARQUET_BYTES = 32 << 20
+JSON_BYTES = 1 << 20  # read at a time; a text longer than that is copied anew for each piece of it
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -72,23 +77,8 @@ def new_json_list(path: str | os.PathLike[str]) -> Iterator[Callable[[Any], None
     Raises:
         ValueError: an item holds text that UTF-8 cannot hold (a lone surrogate); its number, from 0.
     """
-    with new_file(path) as file:
-        count = 0
-
-        def add(item: Any) -> None:
-            nonlocal count
-            text = json.dumps(item, ensure_ascii=False, indent=2).replace("\n", "\n  ")
-            try:
-                file.write(f"{',' if count else '['}\n  {text}".encode())
-            except UnicodeEncodeError as err:
-                raise ValueError(
-                    f"{path}: item {count} has text with a lone surrogate, which cannot be written as UTF-8;"
-                    " clean that text"
-                ) from err
-            count += 1
-
-        yield add
-        file.write(b"\n]\n" if count else b"[]\n")
+    with new_file(path) as file, _json_list(str(path), file) as add:
+        yield lambda item: add([item])
 
 
 @contextlib.contextmanager
@@ -121,64 +111,123 @@ def new_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[list[BinaryIO
 def save_records(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
     """Write records as they come and return their number; the old file stays until the new one is whole.
 
+    Raises:
+        ValueError: see `new_record_files`.
+    """
+    count = 0
+    with new_record_files([path]) as (add,):
+        for some in batched({field: record[field] for field in RECORD_FIELDS} for record in records):
+            add(some)
+            count += len(some)
+    return count
+
+
+def batched(items: Iterable[Any], size: int = 1024) -> Iterator[list[Any]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    source = iter(items)
+    while some := list(islice(source, size)):
+        yield some
+
+
+@contextlib.contextmanager
+def new_record_files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[AddRecords]]:
+    """Give for each path a function that adds records; all files are replaced when the block ends well.
+
     A path that ends in `.jsonl` gives an object a line, `.parquet` a Parquet file, and any other a JSON list.
 
     Raises:
         ValueError: a record holds text that UTF-8 cannot hold (a lone surrogate); its number, from 0.
     """
-    suffix = Path(path).suffix
-    number = -1
-    with contextlib.ExitStack() as files:
-        if suffix == ".parquet":
-            add = files.enter_context(_new_parquet(path))
-        elif suffix == ".jsonl":
-            add = files.enter_context(_new_json_lines(path))
-        else:
-            add = files.enter_context(new_json_list(path))
-        for number, record in enumerate(records):
-            try:
-                add({field: record[field] for field in RECORD_FIELDS})
-            except UnicodeEncodeError as err:
-                raise ValueError(
-                    f"{path}: record {number} has text with a lone surrogate, which cannot be written as"
-                    " UTF-8; clean that text"
-                ) from err
-    return number + 1
+    formats = {".jsonl": _json_lines, ".parquet": _parquet}
+    with new_files(paths) as files, contextlib.ExitStack() as writers:
+        yield [
+            writers.enter_context(formats.get(Path(path).suffix, _json_list)(str(path), file))
+            for path, file in zip(paths, files, strict=True)
+        ]
 
 
 @contextlib.contextmanager
-def _new_json_lines(path: str | os.PathLike[str]) -> Iterator[Callable[[Record], None]]:
-    with new_file(path) as file:
+def _json_list(path: str, file: BinaryIO) -> Iterator[AddRecords]:
+    import orjson
 
-        def add(record: Record) -> None:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    count = 0
 
-        yield add
+    def add(items: list[Any]) -> None:
+        nonlocal count
+        if items:
+            text = _encoded(path, count, items, lambda some: orjson.dumps(some, option=orjson.OPT_INDENT_2))
+            file.write(b"," if count else b"[")
+            file.write(memoryview(text)[1:-2])  # without the list's own brackets
+            count += len(items)
+
+    yield add
+    file.write(b"\n]\n" if count else b"[]\n")
 
 
 @contextlib.contextmanager
-def _new_parquet(path: str | os.PathLike[str]) -> Iterator[Callable[[Record], None]]:
+def _json_lines(path: str, file: BinaryIO) -> Iterator[AddRecords]:
+    import orjson
+
+    count = 0
+
+    def add(records: list[Record]) -> None:
+        nonlocal count
+        dumps = partial(orjson.dumps, option=orjson.OPT_APPEND_NEWLINE)
+        file.write(_encoded(path, count, records, lambda some: b"".join(map(dumps, some))))
+        count += len(records)
+
+    yield add
+
+
+@contextlib.contextmanager
+def _parquet(path: str, file: BinaryIO) -> Iterator[AddRecords]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(field, pa.string()) for field in RECORD_FIELDS])
     waiting: list[Record] = []
-    with new_file(path) as file, pq.ParquetWriter(file, schema) as table:
+    count = size = 0
+    with pq.ParquetWriter(file, schema) as table:
 
         def write() -> None:
+            nonlocal size
             table.write_batch(pa.RecordBatch.from_pylist(waiting, schema))
             waiting.clear()
+            size = 0
 
-        def add(record: Record) -> None:
-            for text in record.values():
-                text.encode()  # Arrow would tell of a lone surrogate thousands of records later
-            waiting.append(record)
-            if len(waiting) == PARQUET_ROWS:
-                write()
+        def add(records: list[Record]) -> None:
+            nonlocal count, size
+            for record in records:
+                # Arrow would tell of a lone surrogate thousands of records later
+                size += _encoded(path, count, [record], lambda some: sum(map(_bytes_of, some)))
+                waiting.append(record)
+                count += 1
+                if len(waiting) == PARQUET_ROWS or size >= PARQUET_BYTES:
+                    write()
 
         yield add
         if waiting:
             write()
+
+
+def _bytes_of(record: Record) -> int:
+    return sum(len(text.encode()) for text in record.values())
+
+
+def _encoded(path: str, first: int, items: list[Any], encode: Callable[[list[Any]], Any]) -> Any:
+    """Return what `encode` makes of the items, `first` being the number of the first one."""
+    try:
+        return encode(items)
+    except (TypeError, UnicodeEncodeError) as err:
+        for number, item in enumerate(items, start=first):
+            try:
+                json.dumps(item, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{path}: item {number} has text with a lone surrogate, which cannot be written as"
+                    " UTF-8; clean that text"
+                ) from err
+        raise
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
@@ -225,7 +274,8 @@ def _iter_json_list(path: str | os.PathLike[str]) -> Iterator[Any]:
         try:
             is_list = next(ijson.basic_parse(file))[0] == "start_array"
             file.seek(0)
-            for item in ijson.items(file, "item", use_float=True) if is_list else ():
+            items = ijson.items(file, "item", use_float=True, buf_size=JSON_BYTES)
+            for item in items if is_list else ():
                 is_empty = False
                 yield item
         except ijson.JSONError as err:

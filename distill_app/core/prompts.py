@@ -46,21 +46,42 @@ def chat_template(mode: Mode) -> str:
     return source.replace("COT_INSTRUCTION", cot).strip()
 
 
-def teacher_prompt(tokenizer: object, instruction: str, input_text: str, mode: Mode) -> str:
-    """Return the text a teacher is asked with: its own chat template where it has one."""
+def teacher_prompt(
+    tokenizer: object, instruction: str, input_text: str, mode: Mode, system_prompt: str | None = None
+) -> str:
+    """Return the text a teacher is asked with: its own chat template where it has one.
+
+    Raises:
+        ValueError: the template takes no system prompt.
+    """
+    from jinja2 import TemplateError
+
     if not getattr(tokenizer, "chat_template", None):
-        return format_prompt(instruction, input_text, mode)
-    return tokenizer.apply_chat_template(  # type: ignore[attr-defined]
-        teacher_messages(instruction, input_text, mode), tokenize=False, add_generation_prompt=True
-    )
+        prompt = format_prompt(instruction, input_text, mode)
+        return f"{system_prompt}\n{prompt}" if system_prompt else prompt
+    messages = teacher_messages(instruction, input_text, mode, system_prompt)
+    try:
+        return tokenizer.apply_chat_template(  # type: ignore[attr-defined]
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as err:
+        if not system_prompt:
+            raise
+        raise ValueError(
+            f"label.system_prompt: the teacher's chat template takes none ({err}); set it to null, or write"
+            " it into the instructions"
+        ) from err
 
 
-def teacher_messages(instruction: str, input_text: str, mode: Mode) -> list[dict[str, str]]:
+def teacher_messages(
+    instruction: str, input_text: str, mode: Mode, system_prompt: str | None = None
+) -> list[dict[str, str]]:
     """Return what a teacher is asked with as chat messages, `{role, content}`."""
     content = user_content(instruction, input_text)
     if _checked(mode) == "system2":
         content = f"{content}\n{COT_INSTRUCTION}"
-    return [{"role": "user", "content": content}]
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": content}]
 
 
 def _checked(mode: str) -> str:

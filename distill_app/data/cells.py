@@ -1,135 +1,102 @@
-"""What a cell holds, whatever its file made of it, as SQL.
+"""What a cell holds, whatever its file made of it.
 
-A Parquet column has one type. Each value of a JSON row has its own: it comes as text, with the name of its
-type in a column beside it, `NAME_kind`.
+Scalar functions say it of one value, as JSON and CSV give it; array functions of an Arrow column.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
-from distill_app.data.engine import literal
+import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What Python calls white space, which includes the separators of ASCII, without the blank and with it
-ODD_SPACE = r"\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
-SPACE = rf"{ODD_SPACE}\x{{20}}"
+    Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+NOT_TEXT = "\0not text"  # stands where a text was expected and something else was; no text may hold a NUL
+MARKS = {"true": True, "t": True, "yes": True, "y": True, "false": False, "f": False, "no": False, "n": False}
+BLANK = ord(" ")
+BLANKS_AT_ONCE = 4  # at a text's beginning; where there are more, Python looks at it
 
 
-def json_cells(value: str, names: Sequence[str], paths: Sequence[str]) -> str:
-    """Return SQL with the fields of a JSON value as text and their types beside them.
-
-    Reads the value twice however many fields there are; each reading holds a copy of it in memory.
-    """
-    fields = ", ".join(
-        f'texts[{at}] AS "{name}", kinds[{at}] AS "{name}_kind"' for at, name in enumerate(names, start=1)
-    )
-    texts, kinds = (f"{read}({value}, {literal(paths)})" for read in ("json_extract_string", "json_type"))
-    return (
-        f"SELECT * EXCLUDE (texts, kinds), {fields} FROM (SELECT *, {texts} AS texts, {kinds} AS kinds FROM"
-    )
+def text(value: Any) -> str | None:
+    """Return a text as it is, null as null, and NOT_TEXT for anything else."""
+    return value if value is None or isinstance(value, str) else NOT_TEXT
 
 
-def json_fault(expression: str) -> str:
-    """Return SQL for why a JSON value is no object to read, or null."""
-    keys = f"json_keys({expression})"
-    return (
-        f"CASE WHEN json_type({expression}) IS DISTINCT FROM 'OBJECT' THEN 'not an object'"
-        f" WHEN len({keys}) <> len(list_distinct({keys})) THEN 'duplicated key' END"
-    )
-
-
-def kind_of(cell: str) -> str:
-    """Return the column that names the type of a JSON row's cell."""
-    return f'"{cell.strip(chr(34))}_kind"'
-
-
-def text(cell: str, kind: "pa.DataType | None") -> str:
-    """Return SQL for the cell's text; null where it is null or no text."""
-    if kind is None:
-        return "NULL::VARCHAR"
-    if _is_json(kind):
-        return f"CASE WHEN {kind_of(cell)} = 'VARCHAR' THEN {cell} END"
-    return cell if is_text(kind) else "NULL::VARCHAR"
-
-
-def is_not_text(cell: str, kind: "pa.DataType | None") -> str:
-    """Return SQL for whether the cell holds something that is no text."""
-    if kind is None or is_text(kind):
-        return "false"
-    if _is_json(kind):
-        return f"coalesce({kind_of(cell)} NOT IN ('VARCHAR', 'NULL'), false)"
-    return f"{cell} IS NOT NULL"
-
-
-def number(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> str:
-    """Return SQL for the cell's number; null where it is none, or not a number.
+def number(value: Any, from_text: bool = False) -> float | None:
+    """Return a value's number; None where it is none.
 
     Args:
         from_text: a text that reads as a number is one, as in CSV.
     """
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | (str if from_text else int)):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return None if found != found else found
+
+
+def mark(value: Any, from_text: bool = False) -> bool | None:
+    """Return whether a value says true (or 1) or false (or 0); None where it says neither."""
+    if isinstance(value, bool):
+        return value
+    if from_text and isinstance(value, str) and value.lower() in MARKS:
+        return MARKS[value.lower()]
+    found = number(value, from_text)
+    return {1.0: True, 0.0: False}.get(found) if found is not None else None
+
+
+def texts(column: "pa.Array") -> "pa.Array":
+    """Return a column of any type as `text` has each of its values, as large_string.
+
+    Raises:
+        pa.ArrowInvalid: a text is not UTF-8.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not is_text(column.type):
+        other = pa.scalar(NOT_TEXT, pa.large_string())
+        return pc.if_else(column.is_valid(), other, pa.scalar(None, pa.large_string()))
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found = column.cast(pa.large_string())
+    found.validate(full=True)
+    return found
+
+
+def numbers(column: "pa.Array", from_text: bool = False) -> "pa.Array":
+    """Return a column of any type as `number` has each of its values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.types as pt
 
-    if kind is None:
-        return "NULL::DOUBLE"
-    if _is_json(kind):
-        kinds = "('UBIGINT', 'BIGINT', 'DOUBLE'" + (", 'VARCHAR')" if from_text else ")")
-        found = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS DOUBLE) END"
-    elif pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind):
-        found = f"{cell}::DOUBLE"
-    elif from_text and is_text(kind):
-        found = f"try_cast({cell} AS DOUBLE)"
-    else:
-        return "NULL::DOUBLE"
-    return f"nullif({found}, 'nan'::DOUBLE)"
+    kind = column.type
+    if pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind):
+        found = column.cast(pa.float64(), safe=False)
+        return pc.if_else(pc.is_nan(found), pa.scalar(None, pa.float64()), found)
+    return _each(column, lambda value: number(value, from_text), pa.float64())
 
 
-def truth(cell: str, kind: "pa.DataType | None", from_text: bool = False) -> str:
-    """Return SQL for whether the cell says true (or 1) or false (or 0); null where it says neither."""
-    import pyarrow.types as pt
+def marks(column: "pa.Array", from_text: bool = False) -> "pa.Array":
+    """Return a column of any type as `mark` has each of its values."""
+    import pyarrow as pa
 
-    said = "NULL::BOOLEAN"
-    if kind is not None and _is_json(kind):
-        kinds = "('BOOLEAN', 'VARCHAR')" if from_text else "('BOOLEAN')"
-        said = f"CASE WHEN {kind_of(cell)} IN {kinds} THEN try_cast({cell} AS BOOLEAN) END"
-    elif kind is not None and (pt.is_boolean(kind) or (from_text and is_text(kind))):
-        said = f"try_cast({cell} AS BOOLEAN)"
-    return f"coalesce({said}, CASE {number(cell, kind, from_text)} WHEN 1 THEN true WHEN 0 THEN false END)"
+    if pa.types.is_boolean(column.type):
+        return column
+    return _each(column, lambda value: mark(value, from_text), pa.bool_())
 
 
-def is_given(cell: str, kind: "pa.DataType | None") -> str:
-    """Return SQL for whether the cell holds anything."""
-    if kind is None:
-        return "false"
-    return f"coalesce({kind_of(cell)} <> 'NULL', false)" if _is_json(kind) else f"({cell} IS NOT NULL)"
+def _each(column: "pa.Array", value_of: Callable[[Any], Any], kind: "pa.DataType") -> "pa.Array":
+    import pyarrow as pa
 
-
-def is_blank(cell: str) -> str:
-    """Return SQL for whether a text is null, empty or white space."""
-    return f"({cell} IS NULL OR NOT regexp_matches({cell}, '[^{SPACE}]'))"
-
-
-def is_unwritable(cell: str) -> str:
-    """Return SQL for whether a text has a NUL; that it is UTF-8 the engine has seen to."""
-    return f"coalesce(contains({cell}, chr(0)), false)"
-
-
-def collapsed(cell: str) -> str:
-    """Return SQL for a text with single blanks for white space and none at its ends."""
-    # A blank that stands alone is no match: each match costs as much as all the rest of a short text
-    squeezed = f"trim(regexp_replace({cell}, '[{SPACE}]{{2,}}|[{ODD_SPACE}]', ' ', 'g'), ' ')"
-    odd = f"regexp_matches({cell}, '[{ODD_SPACE}]|  |^ | $')"
-    return f"CASE WHEN {odd} THEN {squeezed} ELSE {cell} END"
-
-
-def asked_somewhere(rows: str) -> str:
-    """Return SQL for the rows with the text of `input` as `instruction` where that is blank."""
-    blank = is_blank("instruction")
-    return (
-        f"SELECT * REPLACE (CASE WHEN {blank} THEN input ELSE instruction END AS instruction,"
-        f" CASE WHEN {blank} THEN '' ELSE coalesce(input, '') END AS input) FROM ({rows})"
-    )
+    if pa.types.is_nested(column.type):
+        return pa.nulls(len(column), kind)
+    return pa.array(map(value_of, column.to_pylist()), kind)
 
 
 def is_text(kind: "pa.DataType") -> bool:
@@ -144,7 +111,85 @@ def is_text(kind: "pa.DataType") -> bool:
     )
 
 
-def _is_json(kind: "pa.DataType") -> bool:
+def filled(column: "pa.Array") -> "pa.Array":
+    """Return texts with empty ones for null."""
+    import pyarrow.compute as pc
+
+    return pc.fill_null(column, "") if column.null_count else column
+
+
+def letters_of(column: "pa.Array") -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """Return the UTF-8 bytes of texts (large_string, without nulls) in one piece, and where each begins."""
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    if len(offsets) == 0 or offsets[0] == offsets[-1]:
+        return np.zeros(0, np.uint8), np.zeros(len(column) + 1, np.int64)
+    letters = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    return letters, offsets - offsets[0]
+
+
+def is_blank(column: "pa.Array") -> "Flags":
+    """Return of each text whether it is null, empty or white space."""
+    found = filled(column)
+    letters, offsets = letters_of(found)
+    blank = np.diff(offsets) == 0
+    unsure = np.flatnonzero(~blank)  # so far there were blanks alone
+    places = offsets[unsure]
+    for _ in range(BLANKS_AT_ONCE):
+        letter = letters[places]
+        open_ = (letter <= BLANK) | (letter > 126)
+        unsure, places, letter = unsure[open_], places[open_], letter[open_]
+        more = (letter == BLANK) & (places + 1 < offsets[unsure + 1])
+        if not more.any():
+            break
+        places = places + more
+    for at in unsure:
+        blank[at] = not found[int(at)].as_py().strip()
+    return blank
+
+
+def has_nul(column: "pa.Array") -> "Flags":
+    """Return of each text whether it has a NUL, which no file may hold."""
+    found = filled(column)
+    letters, offsets = letters_of(found)
+    has = np.zeros(len(found), np.bool_)
+    has[np.searchsorted(offsets, np.flatnonzero(letters == 0), side="right") - 1] = True
+    return has
+
+
+def is_not_text(column: "pa.Array") -> "Flags":
+    """Return of each text whether something else stood there."""
+    import pyarrow.compute as pc
+
+    found = pc.fill_null(pc.equal(column, NOT_TEXT), False)
+    return found.to_numpy(zero_copy_only=False)
+
+
+def collapsed(column: "pa.Array") -> "pa.Array":
+    """Return texts with single blanks for white space and none at their ends."""
     import pyarrow as pa
 
-    return isinstance(kind, pa.JsonType)
+    letters, offsets = letters_of(column)
+    if len(letters) == 0:
+        return column
+    is_space = letters <= BLANK
+    odd = (letters < BLANK) | (letters > 126)
+    odd[1:] |= is_space[1:] & is_space[:-1]
+    starts = offsets[:-1][np.diff(offsets) > 0]
+    odd[starts] |= is_space[starts]
+    ends = offsets[1:][np.diff(offsets) > 0] - 1
+    odd[ends] |= is_space[ends]
+    changed = np.unique(np.searchsorted(offsets, np.flatnonzero(odd), side="right") - 1)
+    if len(changed) == 0:
+        return column
+    every = column.to_numpy(zero_copy_only=False)
+    for at in changed:
+        every[at] = " ".join(every[at].split())
+    return pa.array(every, pa.large_string())
+
+
+def identities(column: "pa.Array") -> "np.ndarray[Any, Any]":
+    """Return a number for each text, the same for the same text within this process (64 bits of SipHash)."""
+    import pyarrow as pa
+
+    as_bytes = column.cast(pa.large_binary()).to_numpy(zero_copy_only=False)
+    return np.fromiter(map(hash, as_bytes), np.int64, len(column))

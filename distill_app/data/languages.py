@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from distill_app.data.selection import Selection
 
@@ -21,8 +23,7 @@ def drop_other_languages(selection: "Selection", kept: Collection[str]) -> None:
         known = ", ".join(sorted(identifier.labels))
         raise ValueError(f"languages: found {unknown[0]}, expected some of {known}")
     others: list[int] = []
-    for numbers, batch in selection.batches(fields=("instruction", "input")):
-        pairs = zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)
-        spoken = [identifier.classify(f"{instruction} {given}")[0] for instruction, given in pairs]
+    for numbers, texts in selection.questions():
+        spoken = [identifier.classify(text)[0] for text in texts]
         others += [n for n, code in zip(numbers.tolist(), spoken, strict=True) if code not in kept]
-    selection.drop_numbers("other language", others)
+    selection.reasons.drop("other language", np.array(others, np.int64))

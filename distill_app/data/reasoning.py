@@ -1,34 +1,51 @@
 """System 2: reasoning traces, nested as OmniThought has them or flat, one trace a row."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from distill_app.core.errors import SchemaError
 from distill_app.data.cells import (
-    asked_somewhere,
-    collapsed,
+    NOT_TEXT,
+    filled,
+    has_nul,
+    identities,
     is_blank,
-    is_given,
     is_not_text,
-    is_unwritable,
-    json_cells,
-    json_fault,
-    number,
-    text,
-    truth,
+    is_text,
+    marks,
+    numbers,
+    texts,
 )
-from distill_app.data.engine import literal, named
-from distill_app.data.selection import TRAIN, Outputs, Selection, case
-from distill_app.data.sources import Source, open_source
+from distill_app.data.chat import chat_column, with_records
+from distill_app.data.decontamination import drop_overlaps
+from distill_app.data.heldout import TRAIN
+from distill_app.data.instructions import (
+    asked_somewhere,
+    drop_faults,
+    question_ids,
+    require_overlap_rule,
+    shown,
+)
+from distill_app.data.scratch import file_errors, named
+from distill_app.data.selection import Examples, Outputs, Reasons, Selection, require_row
+from distill_app.data.sources import READING, Dataset, Reading, Source, open_sources
+from distill_app.data.tables import Batch
+from distill_app.data.textfiles import LEVELS, VERIFIED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 QUESTION_COLUMNS = ("instruction", "question", "problem")
 TRACE_COLUMNS = ("cot", "output", "response")
-VERIFIED = "thought_correctness_verify"
-LEVELS = {"rv": "Reasoning_Verbosity", "cd": "Cognitive_Difficulty"}
-FLAT_COLUMNS = (*QUESTION_COLUMNS, *TRACE_COLUMNS, "input", "rv_score", "cd_score", VERIFIED, "teacher")
-TRACE_FIELDS = ("full_response", "thought", "solution", VERIFIED, "teacher", *LEVELS.values())
+FLAT_FACTS = ("rv_score", "cd_score", VERIFIED, "teacher")
+FLAT_COLUMNS = (*QUESTION_COLUMNS, *TRACE_COLUMNS, "input", *FLAT_FACTS)
+RESPONSE = "full_response"
+STAND_INS = ("thought", "solution")  # of a response that is empty
+FACTS = ("teacher", VERIFIED, *(f"{column}.level" for column in LEVELS.values()))
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class TraceRules:
         rv_target, cd_target: the levels looked for; None for both takes the shortest (in characters).
         max_tokens: of prompt, trace and end of sequence, as training counts them, by `tokenizer`.
         tokenizer: folder or Hub id of the student.
+        heldout_frames: share of the problems' frames that are held out whole; see `frames.py`.
+        overlap_words, overlap_masked, benchmarks: as for instructions, of the questions.
 
     Raises:
         ValueError: rules that no trace can fit.
@@ -65,6 +84,10 @@ class TraceRules:
     cd_target: int | None = None
     max_tokens: int | None = None
     tokenizer: str | None = None
+    heldout_frames: float = 0.0
+    overlap_words: int | None = None
+    overlap_masked: bool = False
+    benchmarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in LEVELS:
@@ -75,6 +98,7 @@ class TraceRules:
             raise ValueError(f"max_traces: found {self.max_traces}, expected 1 or more, or None for all")
         if self.max_tokens is not None and self.tokenizer is None:
             raise ValueError("max_tokens: no tokenizer to count with; name the student's in tokenizer")
+        require_overlap_rule(self.benchmarks, self.overlap_words, self.overlap_masked)
 
     def bounds(self, level: str) -> tuple[int | None, int | None]:
         return getattr(self, f"{level}_min"), getattr(self, f"{level}_max")
@@ -86,16 +110,14 @@ class TraceRules:
 
 
 def prepare_traces(
-    dataset: str,
-    slice_str: str,
-    revision: str | None,
+    datasets: Dataset | Sequence[Dataset],
     rules: TraceRules,
     heldout_fraction: float,
     seed: int,
     outputs: Outputs,
-    threads: int | None = None,
+    reading: Reading = READING,
 ) -> dict[str, Any]:
-    """Write a slice's traces, training and held out (one a question), and return their counts.
+    """Write the slices' traces, training and held out (one a question), and return their counts.
 
     Records come by question, in dataset order; `output` is the full response, or thought and solution
     where that is empty. Of duplicates (the same output, to the letter, to the same question but for white
@@ -103,194 +125,286 @@ def prepare_traces(
     JSON row, which count rows.
 
     Raises:
-        EmptyDataError: the slice has no rows, or no trace is left after selection.
+        EmptyDataError: a slice has no rows, or no trace is left after selection.
         SchemaError: the columns are neither OmniThought's nor flat ones, or a rule's column has no value.
-        OSError, ValueError: see `open_source`.
+        OSError, ValueError: see `open_sources`.
     """
-    with _selected(dataset, slice_str, revision, rules, heldout_fraction, seed, threads) as selection:
-        selection.write(outputs, seed)
-        summary = selection.summary()
-        questions = selection.database.one(
-            "SELECT count(DISTINCT key) FROM examples JOIN texts USING (text_id)"
-            f" WHERE reason IS NULL AND side = {TRAIN}"
-        )
-    counts = {"rows_in": selection.rows_in, "traces_in": selection.traces_in, "train_questions": questions}
-    return {**counts, **summary}
+    with _selected(datasets, rules, heldout_fraction, seed, reading) as selection:
+        selection.write(outputs)
+        questions = len(np.unique(selection.key[selection.question[selection.taken(TRAIN)]]))
+        counts = {
+            "rows_in": selection.rows_in,
+            "traces_in": selection.traces_in,
+            "train_questions": questions,
+        }
+        counts |= {"heldout_frames": selection.heldout_frames} if rules.heldout_frames else {}
+        return {**counts, **selection.summary()}
 
 
 def explain_traces(
-    dataset: str,
-    slice_str: str,
-    revision: str | None,
+    datasets: Dataset | Sequence[Dataset],
     rules: TraceRules,
     heldout_fraction: float,
     seed: int,
     row: int,
+    reading: Reading = READING,
 ) -> list[str]:
     """Return what becomes of each trace of a row, and which rule took it; nothing is written."""
-    with _selected(dataset, slice_str, revision, rules, heldout_fraction, seed) as selection:
-        return selection.explain(row)
+    with _selected(datasets, rules, heldout_fraction, seed, reading, row) as selection:
+        return selection.explain()
 
 
 class _Traces(Selection):
+    """A selection that counts its traces, and of how many something is known that a rule asks for."""
+
     traces_in = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.known = dict.fromkeys((*LEVELS, "teacher"), 0)
 
 
 @contextmanager
 def _selected(
-    dataset: str,
-    slice_str: str,
-    revision: str | None,
+    datasets: Dataset | Sequence[Dataset],
     rules: TraceRules,
     heldout_fraction: float,
     seed: int,
-    threads: int | None = None,
+    reading: Reading,
+    asked: int | None = None,
 ) -> Iterator[_Traces]:
-    with open_source(dataset, slice_str, revision, threads) as source:
-        shape = _shape(source)
-        selection = _Traces(source, _staging(shape, rules), shape.question)
-        _require_schema(selection, rules)
+    with open_sources(datasets, reading) as sources:
+        if asked is not None:
+            require_row(sources, asked)
+        selection = _Traces(sources, seed, asked)
+        for source in sources.every:
+            _read(source, rules, selection)
+        selection.close()
         if rules.tokenizer is not None:
             selection.count_tokens(rules.tokenizer, "system2")
         if rules.max_tokens is not None:
-            selection.drop("over max_tokens", f"SELECT n FROM taken WHERE tokens > {rules.max_tokens}")
+            selection.drop_long(rules.max_tokens)
         selection.drop_duplicates()
         if rules.max_traces is not None:
-            place = "row_number() OVER (PARTITION BY text_id ORDER BY distance NULLS LAST, chars, n)"
-            selection.drop("over max_traces", f"SELECT n FROM taken QUALIFY {place} > {rules.max_traces}")
-        selection.split(heldout_fraction, seed)
+            selection.drop_further_traces(rules.max_traces)
+        selection.split(heldout_fraction, rules.heldout_frames)
         selection.require_some(selection.traces_in)
         selection.drop_further_heldout()
+        if rules.overlap_words is not None or rules.overlap_masked:
+            drop_overlaps(selection, rules.overlap_words, rules.overlap_masked, rules.benchmarks)
+            selection.require_some(selection.traces_in)
         yield selection
 
 
-def _require_schema(selection: _Traces, rules: TraceRules) -> None:
-    """Raise SchemaError for rows of another shape, or if a rule's column has no value at all."""
-    facts = (*LEVELS, "teacher")
-    traces, malformed, *found = selection.database.over(
-        selection.staged.read("trace", "fault", *facts),
-        f"SELECT count(trace), min(fault), {', '.join(f'count({name})' for name in facts)} FROM found",
-    )[0]
-    selection.traces_in = traces
-    columns = selection.source.types
-    if malformed is not None:
-        raise _schema_error(columns, malformed)
-    counts = dict(zip(facts, found, strict=True))
+def _read(source: Source, rules: TraceRules, selection: _Traces) -> None:
+    """Add a source's traces.
+
+    Raises:
+        SchemaError: rows of another shape, or a rule's column has no value at all.
+    """
+    shape = _shape(source)
+    before = dict(selection.known), selection.traces_in
+    wanted = {**shape.wanted, **({"fault": None, "malformed": None} if source.is_text else {})}
+    for batch in source.batches(wanted):
+        with file_errors(batch.part.file):
+            lines = shape.lines(batch)
+            examples = _examples(lines, rules)
+        selection.traces_in += int((lines.trace >= 0).sum())
+        for name in selection.known:
+            selection.known[name] += len(lines.row) - lines.facts[name].null_count
+        selection.add(examples, len(batch))
+    if selection.traces_in == before[1]:
+        return
     for name in rules.levels_needed:
-        if traces and not counts[name]:
+        if selection.known[name] == before[0][name]:
             raise _schema_error(
-                columns, f"no trace has a {name.upper()} level, but a rule on {name.upper()} is set"
+                source.types, f"no trace has a {name.upper()} level, but a rule on {name.upper()} is set"
             )
-    if rules.teachers is not None and traces and not counts["teacher"]:
-        raise _schema_error(columns, "no trace has a teacher, but teachers is set")
+    if rules.teachers is not None and selection.known["teacher"] == before[0]["teacher"]:
+        raise _schema_error(source.types, "no trace has a teacher, but teachers is set")
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The traces of a batch, and a line for each row without any.
+
+    Args:
+        batch: the rows.
+        row, trace: of each line, the row within the batch, and the trace within the row or -1.
+        facts: rv, cd, teacher and is_verified of each line.
+        question: the question of each row.
+        given: the input of each row.
+        output: gives the outputs of some lines, NOT_TEXT for what is no text.
+        fault: why a line of a text file cannot be taken.
+    """
+
+    batch: Batch
+    row: "np.ndarray[Any, Any]"
+    trace: "np.ndarray[Any, Any]"
+    facts: "dict[str, pa.Array]"
+    question: "pa.Array"
+    given: "pa.Array"
+    output: "Callable[[np.ndarray[Any, Any]], pa.Array]"
+    fault: "pa.Array | None" = None
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """How traces are read: SQL with a line for each trace, and what its cells say, as SQL over that.
+    """How traces are read: which columns, of nested ones which leaves, and what a batch of these holds."""
 
-    Args:
-        lines: row, trace (null where a row has none), row_fault (a reject) and fault (an error).
-        question: SQL for row and instruction of all rows, without their traces.
-    """
-
-    lines: str
-    question: str
-    instruction: str
-    input: str
-    output: str
-    is_not_text: str
-    is_verified: str
-    teacher: str
-    rv: str
-    cd: str
+    wanted: Mapping[str, Collection[str] | None]
+    lines: Callable[[Batch], _Lines]
 
 
 def _shape(source: Source) -> _Shape:
     types = source.types
     if "question" in types and "reasoning" in types:
-        return _nested_json(source) if source.is_json else _nested_parquet(source)
+        return _nested(source)
     if types.keys() & set(QUESTION_COLUMNS) and types.keys() & set(TRACE_COLUMNS):
-        return _flat(source)
-    raise _schema_error(types, "expected question and reasoning, or question and cot")
+        columns: dict[str, Collection[str] | None] = {name: None for name in FLAT_COLUMNS if name in types}
+        return _Shape(columns | ({f"{VERIFIED}_given": None} if source.is_text else {}), _flat_lines)
+    chat = chat_column(types)
+    if chat is not None:
+        facts: dict[str, Collection[str] | None] = {name: None for name in FLAT_FACTS if name in types}
+        wanted = {chat: None, **facts} | ({f"{VERIFIED}_given": None} if source.is_text else {})
+        return _Shape(wanted, lambda batch: _flat_lines(with_records(batch)))
+    raise _schema_error(types, "expected question and reasoning, question and cot, or messages")
 
 
-def _staging(shape: _Shape, rules: TraceRules) -> str:
-    """Return SQL that says of each trace why it is dropped; texts are looked at last, for they cost most."""
-    facts = ", ".join(f"{getattr(shape, name)} AS {name}" for name in ("rv", "cd", "teacher", "is_verified"))
-    texts = ", ".join(
-        f"CASE WHEN early IS NULL THEN {getattr(shape, name)} END AS {name}"
-        for name in ("instruction", "input", "output", "is_not_text")
+def _examples(lines: _Lines, rules: TraceRules) -> Examples:
+    """Say of each trace why it is dropped, if it is; texts are looked at last, for they cost most."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    reasons = Reasons(len(lines.row))
+    _drop_early(reasons, lines, rules)
+    left = reasons.left()
+    outputs = lines.output(left)
+    instruction, given = asked_somewhere(lines.question, lines.given)
+    rows = lines.row[left]
+    for column in (lines.question, lines.given):
+        reasons.drop("not text", left[is_not_text(column)[rows]])
+    reasons.drop("not text", left[is_not_text(outputs)])
+    for column in (instruction, given):
+        reasons.drop("not writable text", left[has_nul(column)[rows]])
+    reasons.drop("not writable text", left[has_nul(outputs)])
+    reasons.drop("no instruction", left[is_blank(instruction)[rows]])
+    reasons.drop("no output", left[is_blank(outputs)])
+    chars = np.zeros(len(lines.row), np.int64)
+    chars[left] = pc.utf8_length(outputs).to_numpy(zero_copy_only=False)
+    is_read = np.zeros(len(lines.row), np.bool_)
+    is_read[left] = True
+    taken = reasons.left()
+    output = outputs if len(taken) == len(left) else outputs.take(pa.array(np.searchsorted(left, taken)))
+    used, of = np.unique(lines.row[taken], return_inverse=True)  # each question is read once
+    asked = [column.take(pa.array(used)) for column in (instruction, given)]
+
+    def shown_texts(at: int) -> dict[str, str | None]:
+        row, found = lines.row[at], int(np.searchsorted(left, at))
+        read = {"output": outputs[found]} if is_read[at] else {}
+        return shown(instruction=instruction[row], input=given[row], **read)
+
+    return Examples(
+        reasons=reasons,
+        row=lines.row,
+        trace=lines.trace,
+        facts={**lines.facts, "chars": pa.array(chars, mask=~is_read)},
+        shown=shown_texts,
+        instruction=asked[0].take(pa.array(of)),
+        input=asked[1].take(pa.array(of)),
+        output=output,
+        text_id=question_ids(*asked)[of],
+        output_id=identities(output),
+        distance=_distances(lines, rules)[taken],
     )
-    targets = {"rv": rules.rv_target, "cd": rules.cd_target}
-    gaps = [f"abs({name} - {target})" for name, target in targets.items() if target is not None]
-    early = f"SELECT *, {case(_early_checks(rules))} AS early FROM (SELECT *, {facts} FROM ({shape.lines}))"
-    read = f"SELECT row, trace, fault, rv, cd, teacher, is_verified, early, {texts} FROM ({early})"
-    return (
-        f"SELECT row, trace, coalesce(early, {case(LATE_CHECKS)}) AS reason, fault, rv, cd, teacher,"
-        " is_verified, length(output) AS chars,"
-        f" hash({collapsed('instruction')}, {collapsed('input')}) AS text_id,"
-        f" hash(output) AS output_id, ({' + '.join(gaps) or '0'})::DOUBLE AS distance,"
-        " strlen(instruction) + strlen(input) + strlen(output) AS bytes,"
-        " instruction, input, output"
-        f" FROM ({asked_somewhere(read)})"
-    )
 
 
-LATE_CHECKS = (
-    ("is_not_text", "'not text'"),
-    (" OR ".join(map(is_unwritable, ("instruction", "input", "output"))), "'not writable text'"),
-    (is_blank("instruction"), "'no instruction'"),
-    (is_blank("output"), "'no output'"),
-)
+def _distances(lines: _Lines, rules: TraceRules) -> "np.ndarray[Any, Any]":
+    """Return how far each trace is from the levels looked for; NaN where a level is not known."""
+    found = np.zeros(len(lines.row))
+    for name, target in (("rv", rules.rv_target), ("cd", rules.cd_target)):
+        if target is not None:
+            found += np.abs(_floats(lines.facts[name]) - target)
+    return found
 
 
-def _early_checks(rules: TraceRules) -> list[tuple[str, str]]:
-    checks = [("row_fault IS NOT NULL", "row_fault"), ("trace IS NULL", "'no trace'")]
+def _floats(column: "pa.Array") -> "np.ndarray[Any, Any]":
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _drop_early(reasons: Reasons, lines: _Lines, rules: TraceRules) -> None:
+    """Drop what its facts decide alone."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    drop_faults(reasons, lines.fault)
+    reasons.drop_where("no trace", lines.trace < 0)
     if rules.verified_only:
-        checks.append(("NOT is_verified", "'not verified'"))
+        verified = pc.fill_null(lines.facts["is_verified"], False)
+        reasons.drop_where("not verified", ~verified.to_numpy(zero_copy_only=False))
     if rules.teachers is not None:
-        kept = f"list_contains({literal(rules.teachers)}, teacher)"
-        checks.append((f"NOT coalesce({kept}, false)", "'other teacher'"))
+        kept = pc.is_in(lines.facts["teacher"], pa.array(rules.teachers, pa.large_string()))
+        reasons.drop_where("other teacher", ~kept.to_numpy(zero_copy_only=False))
     for name in LEVELS:
         low, high = rules.bounds(name)
-        out = [f"{name} < {low}"] * (low is not None) + [f"{name} > {high}"] * (high is not None)
-        if out:
-            checks += [
-                (f"{name} IS NULL", "'no level'"),
-                (" OR ".join(out), f"'{name.upper()} out of bounds'"),
-            ]
-    return checks
+        if (low, high) != (None, None):
+            level = _floats(lines.facts[name])
+            reasons.drop_where("no level", np.isnan(level))
+            is_out = (level < low) if low is not None else np.zeros(len(level), np.bool_)
+            is_out = is_out | (level > high) if high is not None else is_out
+            reasons.drop_where(f"{name.upper()} out of bounds", is_out)
 
 
-def _flat(source: Source) -> _Shape:
-    types = source.types
+def _flat_lines(batch: Batch) -> _Lines:
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    def first(columns: tuple[str, ...]) -> str:
-        cells = [text(f'"{name}"', types[name]) for name in columns if name in types]
-        return f"coalesce({', '.join(f'CASE WHEN NOT {is_blank(cell)} THEN {cell} END' for cell in cells)})"
+    count, columns = len(batch), batch.columns
 
-    read = [name for name in (*QUESTION_COLUMNS, *TRACE_COLUMNS, "input") if name in types]
-    mark = f'"{VERIFIED}"', types.get(VERIFIED)
-    verified = f"coalesce({truth(*mark, from_text=True)}, NOT {is_given(*mark)})"
-    instruction = first(QUESTION_COLUMNS)
-    renamed = "fault AS row_fault, teacher AS wrote" + (", teacher_kind AS wrote_kind" * source.is_json)
-    return _Shape(
-        lines=f"SELECT * RENAME ({renamed}), 0 AS trace, NULL::VARCHAR AS fault"
-        f" FROM ({source.rows(FLAT_COLUMNS)})",
-        question=f"SELECT row, {instruction} AS instruction FROM ({source.rows(QUESTION_COLUMNS)})",
-        instruction=instruction,
-        input=text("input", types.get("input")),
-        output=first(TRACE_COLUMNS),
-        is_not_text=" OR ".join(is_not_text(f'"{name}"', types[name]) for name in read),
-        is_verified=verified,
-        teacher=text("wrote", types.get("teacher")),
-        rv=number("rv_score", types.get("rv_score"), from_text=True),
-        cd=number("cd_score", types.get("cd_score"), from_text=True),
+    def fact(read: Callable[..., "pa.Array"], name: str) -> "pa.Array":
+        return read(columns[name], from_text=True) if name in columns else read(pa.nulls(count))
+
+    verified = fact(marks, VERIFIED)
+    given = columns.get(f"{VERIFIED}_given", columns[VERIFIED].is_valid() if VERIFIED in columns else None)
+    unmarked = pa.array(np.ones(count, np.bool_)) if given is None else pc.invert(given)
+    return _Lines(
+        batch,
+        row=np.arange(count),
+        trace=np.zeros(count, np.int64),
+        facts={
+            "rv": fact(numbers, "rv_score"),
+            "cd": fact(numbers, "cd_score"),
+            "teacher": _teachers(columns.get("teacher"), count),
+            "is_verified": pc.coalesce(verified, unmarked),
+        },
+        question=_first_filled(columns, QUESTION_COLUMNS, count),
+        given=texts(columns["input"]) if "input" in columns else pa.nulls(count, pa.large_string()),
+        output=lambda lines: _first_filled(columns, TRACE_COLUMNS, count).take(pa.array(lines)),
+        fault=columns.get("fault"),
     )
 
 
-def _nested_parquet(source: Source) -> _Shape:
+def _teachers(column: "pa.Array | None", count: int) -> "pa.Array":
+    import pyarrow as pa
+
+    if column is None or not is_text(column.type):
+        return pa.nulls(count, pa.large_string())
+    return texts(column)
+
+
+def _first_filled(columns: "dict[str, pa.Array]", names: Iterable[str], count: int) -> "pa.Array":
+    """Return of each row the first of these texts that is not blank; NOT_TEXT where one is no text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pa.nulls(count, pa.large_string())
+    for cell in [texts(columns[name]) for name in names if name in columns]:
+        is_better = is_not_text(cell) | (is_blank(found) & ~is_blank(cell))
+        found = pc.if_else(pa.array(is_better), cell, found)
+    return found
+
+
+def _nested(source: Source) -> _Shape:
     import pyarrow.types as pt
 
     types = source.types
@@ -299,87 +413,100 @@ def _nested_parquet(source: Source) -> _Shape:
         raise _schema_error(types, f"reasoning is {kind}, expected a list")
     if not pt.is_struct(kind.value_type):
         raise _schema_error(types, f"a trace is {kind.value_type}, expected an object")
-    fields = {field.name: field.type for field in kind.value_type}
-    _require_trace_fields(types, fields)
-    levels = {}
-    for name, column in LEVELS.items():
-        level = fields.get(column)
-        within = {f.name: f.type for f in level} if level is not None and pt.is_struct(level) else {}
-        levels[name] = number(f't."{column}"."level"', within.get("level"))
-    cells = {name: (f't."{name}"', fields.get(name)) for name in TRACE_FIELDS}
-    some = "len(reasoning) > 0"
-    lines = (
-        "SELECT row, question, fault AS row_fault, NULL::VARCHAR AS fault,"
-        f" unnest(CASE WHEN {some} THEN reasoning ELSE [NULL] END) AS t,"
-        f" unnest(CASE WHEN {some} THEN range(len(reasoning)) ELSE [NULL] END) AS trace"
-        f" FROM ({source.rows(['question', 'reasoning'])})"
-    )
-    return _nested(source, lines, cells, levels)
+    fields = [field.name for field in kind.value_type] if source.trace_keys is None else source.trace_keys
+    if fields and not (RESPONSE in fields or set(STAND_INS) <= set(fields)):
+        raise _schema_error(types, f"a trace has {named(sorted(fields))}; expected full_response")
+    leaves = [*FACTS, RESPONSE] if RESPONSE in fields else [*FACTS, *STAND_INS]
+    leaves += ["fault"] if source.is_text else []
+    wanted: dict[str, Collection[str] | None] = {"question": None, "reasoning": leaves}
+    return _Shape(wanted, lambda batch: _nested_lines(source, batch, VERIFIED in fields))
 
 
-def _nested_json(source: Source) -> _Shape:
+def _nested_lines(source: Source, batch: Batch, is_marked: bool) -> _Lines:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    known = source.keys_within("reasoning")
-    if known:
-        _require_trace_fields(source.types, known)
-    fields = {name: f'$."{name}"' for name in TRACE_FIELDS}
-    fields |= {name: f'$."{column}"."level"' for name, column in LEVELS.items()}
-    cells = {name: (f'"{name}"', pa.json_() if name in known else None) for name in TRACE_FIELDS}
-    cells["teacher"] = ("wrote", cells["teacher"][1])
-    levels = {name: number(f"{name}_level", pa.json_()) for name in LEVELS}
-    named = [{"teacher": "wrote", "rv": "rv_level", "cd": "cd_level"}.get(name, name) for name in fields]
-    some = "reasoning_kind = 'ARRAY' AND json_array_length(reasoning) > 0"
-    rows = (
-        "SELECT * RENAME (fault AS whole_fault),"
-        f" unnest(CASE WHEN {some} THEN json_extract(reasoning, '$[*]') ELSE [NULL] END) AS t,"
-        f" unnest(CASE WHEN {some} THEN range(json_array_length(reasoning)::BIGINT) ELSE [NULL] END) AS trace"
-        f" FROM ({source.rows(['question', 'reasoning'])})"
-    )
-    faults = (
-        (
-            "reasoning_kind <> 'ARRAY' AND reasoning_kind <> 'NULL'",
-            "'reasoning is ' || lower(reasoning_kind) || ', expected a list'",
-        ),
-        ("json_type(t) <> 'OBJECT'", "'a trace is ' || lower(json_type(t)) || ', expected an object'"),
-    )
-    wrong = f"CASE WHEN trace IS NOT NULL THEN {json_fault('t')} END"
-    lines = (
-        "SELECT * EXCLUDE (t, reasoning, reasoning_kind, whole_fault),"
-        f" {case(faults)} AS fault, coalesce(whole_fault, {wrong}) AS row_fault"
-        f" FROM ({json_cells('t', named, list(fields.values()))} ({rows})))"
-    )
-    return _nested(source, lines, cells, levels)
+    _require_well_formed(source, batch)
+    reasoning = batch.columns["reasoning"]
+    counts = pc.fill_null(pc.list_value_length(reasoning), 0).to_numpy(zero_copy_only=False)
+    traces = reasoning.flatten()
+    lines = np.maximum(counts, 1)  # a row without traces is a line too
+    row = np.repeat(np.arange(len(batch)), lines)
+    place = np.arange(len(row)) - np.repeat(lines.cumsum() - lines, lines)
+    trace = np.where(np.repeat(counts > 0, lines), place, -1)
+    at = np.full(len(row), -1)  # of the line's trace in `traces`
+    at[trace >= 0] = np.arange(len(traces))
+    taken, has_all = pa.array(at, mask=at < 0), bool((at >= 0).all())
 
+    def fact(name: str, *within: str) -> "pa.Array":
+        found = _field(traces, name, *within)
+        found = pa.nulls(len(traces)) if found is None else found
+        return found if has_all else found.take(taken)
 
-def _require_trace_fields(columns: Iterable[str], found: Collection[str]) -> None:
-    if not ("full_response" in found or {"thought", "solution"} <= set(found)):
-        raise _schema_error(columns, f"a trace has {named(found)}; expected full_response")
-
-
-def _nested(source: Source, lines: str, cells: dict[str, tuple[str, Any]], levels: dict[str, str]) -> _Shape:
-    kind = source.types["question"]
-    question = text("question", kind)
-    response, thought, solution = (text(*cells[name]) for name in ("full_response", "thought", "solution"))
-    parts = ", ".join(f"CASE WHEN NOT {is_blank(part)} THEN {part} END" for part in (thought, solution))
-    stand_in = " OR ".join(is_not_text(*cells[name]) for name in ("thought", "solution"))
-    faults = [is_not_text("question", kind), is_not_text(*cells["full_response"])]
-    verified = truth(*cells[VERIFIED])
-    return _Shape(
-        lines=lines,
-        question=f"SELECT row, {question} AS instruction FROM ({source.rows(['question'])})",
-        instruction=question,
-        input="''",
-        output=f"CASE WHEN {is_blank(response)} THEN concat_ws(e'\\n', {parts}) ELSE {response} END",
-        is_not_text=f"{' OR '.join(faults)} OR ({is_blank(response)} AND ({stand_in}))",
-        is_verified="true" if cells[VERIFIED][1] is None else f"coalesce({verified}, false)",
-        teacher=text(*cells["teacher"]),
-        rv=levels["rv"],
-        cd=levels["cd"],
+    verified = marks(fact(VERIFIED)) if is_marked else pa.array(trace >= 0)
+    return _Lines(
+        batch,
+        row,
+        trace,
+        facts={
+            **{name: numbers(fact(column, "level")) for name, column in LEVELS.items()},
+            "teacher": _teachers(fact("teacher"), len(row)),
+            "is_verified": pc.fill_null(verified, False),
+        },
+        question=texts(batch.columns["question"]),
+        given=pa.nulls(len(batch), pa.large_string()),
+        output=lambda lines: _responses(source, batch, traces, at[lines]),
+        fault=pc.coalesce(batch.columns["fault"].take(pa.array(row)), fact("fault").cast(pa.string()))
+        if source.is_text
+        else None,
     )
 
 
-def _schema_error(columns: Any, fault: str) -> SchemaError:
+def _require_well_formed(source: Source, batch: Batch) -> None:
+    malformed = batch.columns.get("malformed")
+    if malformed is not None and malformed.null_count < len(malformed):
+        raise _schema_error(source.types, malformed.drop_null()[0].as_py())
+
+
+def _responses(source: Source, batch: Batch, traces: "pa.Array", at: "np.ndarray[Any, Any]") -> "pa.Array":
+    """Return the full responses of some traces, thought and solution where that is blank."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    taken = pa.array(at)
+    response = _field(traces, RESPONSE)
+    found = pa.nulls(len(at), pa.large_string()) if response is None else texts(response.take(taken))
+    blank = is_blank(found)
+    if not blank.any():
+        return found
+    if response is not None:  # thought and solution were not read, for few traces need them
+        traces = source.again(batch, {"reasoning": STAND_INS})["reasoning"].flatten()
+    fields = [_field(traces, name) for name in STAND_INS]
+    where = taken.filter(pa.array(blank))
+    parts = [texts(field.take(where)).to_pylist() for field in fields if field is not None]
+    stood_in = [_joined(some) for some in zip(*parts, strict=True)] or [""] * len(where)
+    return pc.replace_with_mask(filled(found), pa.array(blank), pa.array(stood_in, pa.large_string()))
+
+
+def _joined(parts: Sequence[str | None]) -> str:
+    if NOT_TEXT in parts:
+        return NOT_TEXT
+    return "\n".join(part for part in parts if part is not None and part.strip())
+
+
+def _field(traces: "pa.Array", name: str, *within: str) -> "pa.Array | None":
+    """Return a field of structs, or a field within; None where there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for step in (name, *within):
+        if not pa.types.is_struct(traces.type) or traces.type.get_field_index(step) < 0:
+            return None
+        traces = pc.struct_field(traces, [traces.type.get_field_index(step)])
+    return traces
+
+
+def _schema_error(columns: Iterable[str], fault: str) -> SchemaError:
     return SchemaError(
         f"Unexpected OmniThought schema, please inspect omni[0] (columns: {named(columns)}): {fault}"
     )

@@ -1,33 +1,33 @@
 """What both systems' selections share: rules over staged examples, the split, the counts, the files.
 
-The rules that SQL can say run while the source is read, once. All examples are staged in an Arrow file, in
-order, with the texts of those that are left. Later rules work on a small table of numbers and read the staged
-texts as a stream, so memory does not grow with the texts.
+The source is read once. A reader says of each example why it is dropped, if it is; the texts of all others
+are staged in scratch files, in order. Later rules work on a few numbers about each of those, 60 bytes an
+example, and read the staged texts as a stream, so memory does not grow with the texts.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill_app.core.errors import EmptyDataError
-from distill_app.core.files import RECORD_FIELDS, save_json, save_text
+from distill_app.core.files import new_record_files, save_json, save_text
 from distill_app.core.prompts import Mode, format_prompt, format_response
-from distill_app.data.engine import literal
-from distill_app.data.heldout import normalise_all
-from distill_app.data.sources import Source
+from distill_app.data.frames import frame
+from distill_app.data.heldout import HELDOUT, TRAIN, normalise_all
+from distill_app.data.sources import Sources
 from distill_app.data.staged import Staged
-from distill_app.data.writing import write_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TRAIN, HELDOUT = 1, 2
+    Numbers = np.ndarray[Any, np.dtype[Any]]
+
 BYTES_A_TOKEN = 4  # of UTF-8, where no tokenizer is named
 REJECTS_A_REASON = 20
 SHOWN_CHARACTERS = 200  # of a reject's text
-NEEDED_LATER = ("n", "row", "text_id", "output_id", "chars", "distance", "bytes")
 
 
 @dataclass(frozen=True)
@@ -40,314 +40,416 @@ class Outputs:
     tokens: str | None = None
 
 
+class Reasons:
+    """Why each of some examples is dropped; the first reason stays."""
+
+    def __init__(self, count: int) -> None:
+        self.codes = np.zeros(count, np.int16)
+        self.names = [""]
+
+    def drop(self, reason: str, numbers: "Numbers") -> None:
+        """Drop the examples of these numbers that have no reason yet."""
+        if reason not in self.names:
+            self.names.append(reason)
+        free = numbers[self.codes[numbers] == 0]
+        self.codes[free] = self.names.index(reason)
+
+    def drop_where(self, reason: str, flags: "Numbers") -> None:
+        """Drop the examples that have a flag."""
+        self.drop(reason, np.flatnonzero(flags))
+
+    def left(self) -> "Numbers":
+        """Return the numbers of the examples without a reason."""
+        return np.flatnonzero(self.codes == 0)
+
+    def of(self, reason: str) -> "Numbers":
+        return np.flatnonzero(self.codes == self.names.index(reason))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many each reason took."""
+        found = np.bincount(self.codes, minlength=len(self.names))
+        return {name: int(found[code]) for code, name in enumerate(self.names) if code and found[code]}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of consecutive rows, and the texts of those that are taken.
+
+    Args:
+        reasons: why the others are dropped.
+        row: of each example, counted within these rows, not falling.
+        trace: its number within its row, -1 where the row has none; None where rows are examples.
+        facts: of each example, what explains a decision; `chars` among them, to choose the shortest by.
+        shown: gives the texts of one example, whether taken or not.
+        instruction, input, output: of those taken, large_string without nulls.
+        text_id, output_id: of those taken; equal for one question, and for one output.
+        distance: of those taken, from the levels looked for; NaN where unknown.
+    """
+
+    reasons: Reasons
+    row: "Numbers"
+    trace: "Numbers | None"
+    facts: "dict[str, pa.Array]"
+    shown: Callable[[int], dict[str, str | None]]
+    instruction: "pa.Array"
+    input: "pa.Array"
+    output: "pa.Array"
+    text_id: "Numbers"
+    output_id: "Numbers"
+    distance: "Numbers"
+
+    def about(self, number: int, first_row: int) -> dict[str, Any]:
+        """Return the facts of one example, without its texts."""
+        trace = None if self.trace is None or self.trace[number] < 0 else int(self.trace[number])
+        found = {"row": first_row + int(self.row[number]), "trace": trace}
+        return found | {name: column[number].as_py() for name, column in self.facts.items()}
+
+
 class Selection:
     """The examples of a source, fewer with each rule.
 
     Args:
-        sql: gives for each example, in order, row, trace, reason (null: taken so far), instruction, input,
-            output, text_id (equal for one question), output_id, chars to choose the shortest by, bytes of
-            all texts, distance from the levels looked for; and whatever columns explain a decision.
-        question: SQL for row and instruction of all rows, cheaper to read than `sql`.
+        seed: of the split, and of the draw of rejects.
+        asked: a row whose examples are explained at the end.
     """
 
-    def __init__(self, source: Source, sql: str, question: str) -> None:
-        self.source = source
-        self.question = question
-        self.database = source.database
-        with source.reading():
-            self.staged = Staged(self.database, "staged", sql)
-        self.database.over(
-            self.staged.read(*NEEDED_LATER, "reason"),
-            f"CREATE TABLE examples AS SELECT {', '.join(NEEDED_LATER)}, NULL::BIGINT AS tokens,"
-            " NULL::VARCHAR AS reason, 0::TINYINT AS side FROM found WHERE reason IS NULL",
-        )
-        self.rows_in = len(source)
+    def __init__(self, sources: Sources, seed: int, asked: int | None = None) -> None:
+        self.sources = sources
+        self.seed = seed
+        self.asked = asked
+        self.rows_in = len(sources)
+        self.examples = 0
         self.tokens_are = f"UTF-8 bytes / {BYTES_A_TOKEN}"
+        self.staged = Staged(sources.scratch)
+        self._rows = 0
+        self._early: dict[str, int] = {}
+        self._draws: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self._explained: list[tuple[dict[str, Any], str, int]] = []
+        self._parts: list[tuple[Numbers, ...]] = []
+        self._count = 0
 
-    def drop(self, reason: str, numbers: str) -> None:
-        """Drop the examples that SQL names by `n`, from a table or view `taken`."""
-        self._view_taken()
-        self.database.rows(f"UPDATE examples SET reason = {literal(reason)} WHERE n IN ({numbers})")
-
-    def _view_taken(self) -> None:
-        left = "SELECT * FROM examples WHERE reason IS NULL"
-        self.database.rows(f"CREATE OR REPLACE TEMP VIEW taken AS {left}")
-
-    def drop_numbers(self, reason: str, numbers: "np.ndarray[Any, Any] | list[int]") -> None:
-        """Drop the examples of these numbers."""
+    def add(self, found: Examples, rows: int) -> None:
+        """Add the examples of the next rows."""
         import pyarrow as pa
 
-        self.database.rows("CREATE OR REPLACE TEMP TABLE named (n BIGINT)")
-        self.database.over(pa.table({"n": pa.array(numbers, pa.int64())}), "INSERT INTO named FROM found")
-        self.drop(reason, "SELECT n FROM named")
+        taken = found.reasons.left()
+        for reason, count in found.reasons.counts().items():
+            self._early[reason] = self._early.get(reason, 0) + count
+            self._draw(reason, found)
+        if self.asked is not None and self._rows <= self.asked < self._rows + rows:
+            self._explain(found, taken)
+        facts = {name: column.take(pa.array(taken)) for name, column in found.facts.items()}
+        trace = pa.nulls(len(taken), pa.int64()) if found.trace is None else pa.array(found.trace[taken])
+        about = pa.record_batch({"row": pa.array(self._rows + found.row[taken]), "trace": trace, **facts})
+        self.staged.add(found.instruction, found.input, found.output, about)
+        chars = facts["chars"].to_numpy(zero_copy_only=False).astype(np.int32)
+        self._parts.append((self.examples + taken, found.text_id, found.output_id, chars, found.distance))
+        self._count += len(taken)
+        self._rows += rows
+        self.examples += len(found.row)
+
+    def close(self) -> None:
+        """End the reading, before any rule."""
+        self.staged.close()
+        kinds = (np.int64, np.int64, np.int64, np.int32, np.float64)
+        columns = []
+        for at, kind in enumerate(kinds):
+            columns.append(np.concatenate([np.zeros(0, kind), *(part[at] for part in self._parts)]))
+        self._parts.clear()
+        self.n, text_id, self.output_id, self.chars, self.distance = columns
+        found, inverse = np.unique(text_id, return_inverse=True)
+        self.question = inverse.astype(np.int32 if len(found) < 2**31 else np.int64)
+        self.reasons = Reasons(self._count)
+        self.side = np.zeros(self._count, np.int8)
+        self.tokens: Numbers | None = None
+
+    def taken(self, side: int | None = None) -> "Numbers":
+        """Return the numbers of the examples that are left, in order; of one side, if named."""
+        left = self.reasons.left()
+        return left if side is None else left[self.side[left] == side]
+
+    def questions(self, numbers: "Numbers | None" = None) -> "Iterator[tuple[Numbers, list[str]]]":
+        """Yield (numbers, instruction and input as one text) of examples; by default of all that are left."""
+        for some, pairs in self.staged.questions(self.taken() if numbers is None else numbers):
+            yield some, [f"{instruction} {given}" for instruction, given in pairs]
 
     def drop_duplicates(self) -> None:
         """Drop what has been said before: the same output to the same question."""
-        again = "row_number() OVER (PARTITION BY text_id, output_id ORDER BY n) > 1"
-        self.drop("duplicate", f"SELECT n FROM taken QUALIFY {again}")
+        taken = self.taken()
+        order, again = _runs(self.question[taken], self.output_id[taken])
+        self.reasons.drop("duplicate", taken[order[again]])
 
-    def batches(
-        self, numbers: str = "SELECT n FROM taken", fields: Sequence[str] = RECORD_FIELDS
-    ) -> "Iterator[tuple[np.ndarray, pa.RecordBatch]]":
-        """Yield (n, texts) of the examples that SQL names by `n`, in order; by default the whole records."""
-        self._view_taken()
-        wanted = self.database.connection.execute(f"{numbers} ORDER BY n").fetchnumpy()["n"]
-        return self._read(wanted, fields)
-
-    def _read(
-        self, wanted: "np.ndarray[Any, Any]", fields: Sequence[str]
-    ) -> "Iterator[tuple[np.ndarray, pa.RecordBatch]]":
-        at = 0
-        for batch in self.staged.read(*fields):
-            first, last = np.searchsorted(wanted, [at, at + len(batch)])
-            if first < last:
-                yield wanted[first:last], batch.take(wanted[first:last] - at)
-            at += len(batch)
+    def drop_further_traces(self, count: int) -> None:
+        """Keep so many examples a question: nearest to the levels looked for, of equals the shortest."""
+        taken = self.taken()
+        order = np.lexsort((self.chars[taken], self.distance[taken], self.question[taken]))
+        of = self.question[taken][order]
+        starts = np.flatnonzero(np.append(True, of[1:] != of[:-1])) if len(of) else np.zeros(0, np.int64)
+        place = np.arange(len(of)) - np.repeat(starts, np.diff(np.append(starts, len(of))))
+        self.reasons.drop("over max_traces", taken[order[place >= count]])
 
     def count_tokens(self, tokenizer_name: str, mode: Mode) -> None:
         """Count each example's tokens as training does: prompt, output, end of sequence."""
-        import pyarrow as pa
-
         from distill_app.core.models import load_tokenizer
 
         tokenizer = load_tokenizer(tokenizer_name)
 
-        def lengths(texts: list[str]) -> "np.ndarray[Any, Any]":
+        def lengths(texts: list[str]) -> "Numbers":
             return np.array([len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
 
-        self.database.rows("CREATE TABLE counted (n BIGINT, tokens BIGINT)")
-        for numbers, batch in self.batches():
-            instructions, inputs, outputs = (column.to_pylist() for column in batch.columns)
-            prompts = [format_prompt(i, p, mode) for i, p in zip(instructions, inputs, strict=True)]
-            tokens = lengths(prompts) + lengths([format_response(output) for output in outputs]) + 1
-            self.database.over(
-                pa.table({"n": numbers, "tokens": tokens}), "INSERT INTO counted SELECT * FROM found"
-            )
-        self.database.rows("UPDATE examples SET tokens = c.tokens FROM counted c WHERE examples.n = c.n")
+        self.tokens = np.zeros(len(self.n), np.int32)
+        for numbers, records in self.staged.records(self.taken()):
+            prompts = [format_prompt(record["instruction"], record["input"], mode) for record in records]
+            outputs = [format_response(record["output"]) for record in records]
+            self.tokens[numbers] = lengths(prompts) + lengths(outputs) + 1
         self.tokens_are = tokenizer_name
 
-    def split(self, fraction: float, seed: int) -> None:
+    def drop_long(self, max_tokens: int) -> None:
+        """Drop what has more tokens, as they were counted."""
+        assert self.tokens is not None
+        self.reasons.drop_where("over max_tokens", self.tokens > max_tokens)
+
+    def split(self, fraction: float, frames: float = 0.0) -> None:
         """Put each example on its side, by a hash of its normalised text and the seed alone.
 
         So a text stays on its side when the slice grows. Where that leaves a side empty although `fraction`
         > 0 and there are two texts, the text nearest to the threshold changes side; it may change back when
         the slice grows.
 
+        Args:
+            frames: share of the frames (`frames.py`) that are held out whole, by a hash too: all problems
+                told in those words.
+
         Raises:
-            ValueError: the fraction is not in [0, 1).
+            ValueError: a share is not in [0, 1).
         """
-        if not 0 <= fraction < 1:
-            raise ValueError(f"heldout_fraction: found {fraction}, expected 0 or more and less than 1")
-        self._place_texts(seed)
-        held = f"place < {fraction!r}"
-        if fraction > 0:
-            texts, held_out = self.database.rows(
-                f"SELECT count(*), count(*) FILTER ({held}) FROM (SELECT DISTINCT key, place FROM texts)"
-            )[0]
-            if texts > 1 and held_out == 0:
-                held = "place = (SELECT min(place) FROM texts)"
-            elif texts > 1 and held_out == texts:
-                held = "place < (SELECT max(place) FROM texts)"
-        self.database.rows(
-            f"UPDATE examples SET side = CASE WHEN {held} THEN {HELDOUT} ELSE {TRAIN} END"
-            " FROM texts WHERE texts.text_id = examples.text_id"
-        )
+        for name, share in (("heldout_fraction", fraction), ("heldout_frames", frames)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}: found {share}, expected 0 or more and less than 1")
+        taken = self.taken()
+        questions, at = np.unique(self.question[taken], return_index=True)
+        place, frame_place, key = self._places(taken[np.sort(at)], frames > 0)
+        held = place[questions] < fraction
+        texts, first = np.unique(key[questions], return_index=True)
+        if fraction > 0 and len(texts) > 1:
+            if not held.any():
+                held = place[questions] == place[questions].min()
+            elif held[first].all():
+                held = place[questions] < place[questions].max()
+        self.heldout_frames = len(np.unique(frame_place[questions][frame_place[questions] < frames]))
+        sides = np.zeros(len(place), np.int8)
+        sides[questions] = np.where(held | (frame_place[questions] < frames), HELDOUT, TRAIN)
+        self.side = sides[self.question]
+        self.key = key  # what spellings of one text share
 
-    def _place_texts(self, seed: int) -> None:
-        """Make the table `texts`: text_id, place in [0, 1), and a key that spellings of a text share."""
+    def _places(self, firsts: "Numbers", with_frames: bool) -> "tuple[Numbers, Numbers, Numbers]":
+        """Return of each question its place in [0, 1), that of its frame, and the key of its text.
+
+        Args:
+            firsts: an example of each question.
+            with_frames: without, a frame's place is 1.
+        """
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        schema = pa.schema([("text_id", pa.uint64()), ("text", pa.large_string())])
-        firsts = self.batches(
-            "SELECT min(n) AS n FROM taken GROUP BY text_id", ("text_id", "instruction", "input")
-        )
-
-        def keys() -> "Iterator[pa.RecordBatch]":
-            for _, batch in firsts:
-                joined = pc.binary_join_element_wise(batch["instruction"], batch["input"], " ")
-                yield pa.record_batch([batch["text_id"], normalise_all(joined)], schema=schema)
-
-        digest = f"SELECT text_id, sha256('{seed} ' || text) AS digest FROM found"
-        self.database.over(
-            pa.RecordBatchReader.from_batches(schema, keys()),
-            "CREATE TABLE texts AS"
-            " SELECT text_id, ('0x' || digest[:12])::UBIGINT / 2.0::DOUBLE ** 48 AS place,"
-            f" ('0x' || digest[13:28])::UBIGINT AS key FROM ({digest})",
-        )
+        count = int(self.question.max(initial=-1)) + 1
+        place, frame_place, key = np.ones(count), np.ones(count), np.zeros(count, np.uint64)
+        text_seed, frame_seed = f"{self.seed} ".encode(), f"{self.seed} frame ".encode()
+        for some, texts in self.questions(firsts):
+            normal = normalise_all(pa.array(texts, pa.large_string()))
+            here = self.question[some]
+            place[here], key[here] = _digests(text_seed, normal.cast(pa.large_binary()))
+            if with_frames:
+                frames = pa.array(map(frame, normal.to_pylist()), pa.large_string())
+                has_frame = frames.cast(pa.large_binary()).to_numpy(zero_copy_only=False) != b""
+                found, _ = _digests(frame_seed, frames.cast(pa.large_binary()))
+                frame_place[here] = np.where(has_frame, found, 1.0)
+        return place, frame_place, key
 
     def drop_further_heldout(self) -> None:
         """Keep one example of each held-out text, the first in the order of the output."""
-        again = "row_number() OVER (PARTITION BY key ORDER BY first, n) > 1"
-        self.drop(
-            "further trace of a held-out question",
-            "SELECT n FROM (SELECT t.n, x.key, min(t.n) OVER (PARTITION BY t.text_id) AS first"
-            f" FROM taken t JOIN texts x USING (text_id) WHERE t.side = {HELDOUT}) QUALIFY {again}",
-        )
+        taken = self.taken(HELDOUT)
+        of = self.question[taken]
+        order = np.lexsort((self._firsts(of, taken), self.key[of]))
+        keys = self.key[of][order]
+        again = np.append(False, keys[1:] == keys[:-1])[: len(keys)]
+        self.reasons.drop("further trace of a held-out question", taken[order[again]])
+
+    def _firsts(self, question: "Numbers", numbers: "Numbers") -> "Numbers":
+        """Return for each example the number of the first one with its question."""
+        _, at, inverse = np.unique(question, return_index=True, return_inverse=True)
+        return numbers[at][inverse]
 
     def dropped(self) -> dict[str, int]:
-        """Return how many each reason took."""
-        counts = self.database.over(
-            self.staged.read("reason"),
-            "SELECT reason, count(*) FROM (SELECT reason FROM examples UNION ALL SELECT reason FROM found)"
-            " WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1",
-        )
-        return dict(counts)
+        """Return how many each reason took, by the reasons' names."""
+        return dict(sorted((self._early | self.reasons.counts()).items()))
 
     def require_some(self, traces_in: int | None = None) -> None:
         """Raise EmptyDataError, with what each rule took, if no example is left to train on."""
-        train, held_out = self.database.rows(
-            f"SELECT count(*) FILTER (side <> {HELDOUT}), count(*) FILTER (side = {HELDOUT})"
-            " FROM examples WHERE reason IS NULL"
-        )[0]
-        if train:
+        held_out = len(self.taken(HELDOUT))
+        if len(self.taken()) > held_out:
             return
         found = f"{self.rows_in} rows" + (f" with {traces_in} traces" if traces_in is not None else "")
         took = ", ".join(f"{count} {reason}" for reason, count in self.dropped().items())
         where = f" to train on (held out: {held_out}; " if held_out else " ("
         raise EmptyDataError(
-            f"{self.source.name}: none of {found} is left{where}dropped: {took or 'nothing'});"
+            f"{self.sources.name}: none of {found} is left{where}dropped: {took or 'nothing'});"
             " loosen the filter that took most, or take another slice"
         )
 
-    def write(self, outputs: Outputs, seed: int) -> None:
+    def write(self, outputs: Outputs) -> None:
         """Write the files, records by question and questions in order."""
-        # Before anything is written: they are the last that is read of the source
-        rejects = None if outputs.rejects is None else self.rejects(seed)
+        taken = self.taken()
+        firsts = self._firsts(self.question[taken], taken)
+        if (firsts[1:] < firsts[:-1]).any():  # a question comes again after another one
+            taken = taken[np.argsort(firsts, kind="stable")]
         paths = {TRAIN: outputs.train, HELDOUT: outputs.heldout}
         wanted = {side: path for side, path in paths.items() if path is not None}
-        with self.source.named_errors():
-            write_batches(self.database.connection, self._sides(), wanted)
+        with new_record_files(list(wanted.values())) as writers:
+            for numbers, records in self.staged.records(taken):
+                sides = self.side[numbers].tolist()
+                for side, add in zip(wanted, writers, strict=True):
+                    add([record for record, on in zip(records, sides, strict=True) if on == side])
         if outputs.tokens is not None:
             save_text(outputs.tokens, self.histogram())
         if outputs.rejects is not None:
-            save_json(outputs.rejects, rejects)
-
-    def _sides(self) -> "Iterator[tuple[np.ndarray, pa.RecordBatch]]":
-        """Yield (sides, records) in the order of the output; what is dropped has side 0."""
-        self.database.rows(
-            "CREATE OR REPLACE TEMP VIEW ordered AS"
-            " SELECT n, side, min(n) OVER (PARTITION BY text_id) AS first FROM examples WHERE reason IS NULL"
-        )
-        goes_back = "SELECT first < lag(first) OVER (ORDER BY n) AS back FROM ordered"
-        if self.database.one(
-            f"SELECT count(*) FROM ({goes_back}) WHERE back"
-        ):  # a question comes again after another one
-            with self.database.reading(self.staged.read(*RECORD_FIELDS, "n")):
-                ordered = Staged(
-                    self.database,
-                    "ordered",
-                    f"SELECT {', '.join(RECORD_FIELDS)}, side FROM found JOIN ordered USING (n)"
-                    " ORDER BY first, n",
-                )
-            for batch in ordered.read(*RECORD_FIELDS, "side"):
-                yield np.asarray(batch["side"]), batch.drop_columns(["side"])
-            return
-        kept = self.database.connection.execute("SELECT n, side FROM ordered").fetchnumpy()
-        sides = np.zeros(self.staged.rows, np.int8)
-        sides[kept["n"]] = kept["side"]
-        at = 0
-        for batch in self.staged.read(*RECORD_FIELDS):
-            yield sides[at : at + len(batch)], batch
-            at += len(batch)
+            save_json(outputs.rejects, self.rejects())
 
     def summary(self) -> dict[str, Any]:
         """Return the counts and the tokens of what is left."""
-        train, heldout = (
-            self.database.one(f"SELECT count(*) FROM examples WHERE reason IS NULL AND side = {side}")
-            for side in (TRAIN, HELDOUT)
+        train, heldout = len(self.taken(TRAIN)), len(self.taken(HELDOUT))
+        tokens = np.sort(self._tokens())
+        median, p95 = (
+            int(tokens[max(1, len(tokens) - int(len(tokens) - q * len(tokens))) - 1]) for q in (0.5, 0.95)
         )
-        median, p95, longest = self.database.rows(
-            "SELECT quantile_disc(tokens, 0.5), quantile_disc(tokens, 0.95), max(tokens)"
-            f" FROM ({self._tokens()})"
-        )[0]
+        commits = {"commits": self.sources.commits} if self.sources.commits else {}
         return {
             "kept": train + heldout,
             "train": train,
             "heldout": heldout,
             "dropped": self.dropped(),
-            "tokens": {"counted_by": self.tokens_are, "median": median, "p95": p95, "max": longest},
+            "tokens": {"counted_by": self.tokens_are, "median": median, "p95": p95, "max": int(tokens[-1])},
+            **commits,
         }
 
-    def _tokens(self) -> str:
-        estimate = f"-(-bytes // {BYTES_A_TOKEN})"
-        return f"SELECT coalesce(tokens, {estimate}) AS tokens FROM examples WHERE reason IS NULL"
+    def _tokens(self) -> "Numbers":
+        taken = self.taken()
+        return self.tokens[taken] if self.tokens is not None else self.staged.bytes[taken] // BYTES_A_TOKEN
 
     def histogram(self) -> str:
         """Return CSV: records of up to so many tokens; four bins a doubling, so that bins never change."""
         counts: dict[int, int] = {}
-        for tokens, records in self.database.rows(
-            f"SELECT tokens, count(*) FROM ({self._tokens()}) GROUP BY 1"
-        ):
-            counts[bin_end(tokens)] = counts.get(bin_end(tokens), 0) + records
+        for tokens, records in zip(*np.unique(self._tokens(), return_counts=True), strict=True):
+            counts[bin_end(int(tokens))] = counts.get(bin_end(int(tokens)), 0) + int(records)
         return "tokens,records\n" + "".join(f"{end},{counts[end]}\n" for end in sorted(counts))
 
-    def rejects(self, seed: int) -> list[dict[str, Any]]:
-        """Return some rejects of each reason with the head of their questions, drawn by the seed."""
-        draw = f"arg_min(n, hash(n + {seed}), {REJECTS_A_REASON})"
-        every = "SELECT n, reason FROM found UNION ALL SELECT n, reason FROM examples"
-        drawn = self.database.over(
-            self.staged.read("n", "reason"),
-            f"SELECT unnest({draw}) FROM ({every}) WHERE reason IS NOT NULL GROUP BY reason",
-        )
-        numbers = literal([n for (n,) in drawn] or [-1])[1:-1]
-        # Without their outputs, the longest of the texts: a draw from all over reads all of the column
-        return self._facts(f"n IN ({numbers})", "reason, row, trace", ("instruction", "input"))
+    def _draw(self, reason: str, found: Examples) -> None:
+        """Keep those rejects of a reason that the seed draws so far, with the heads of their questions."""
+        numbers = found.reasons.of(reason)
+        places = _draws(self.examples + numbers, self.seed)
+        drawn = self._draws.setdefault(reason, [])
+        few = np.argsort(places, kind="stable")[:REJECTS_A_REASON]
+        last = drawn[-1][0] if len(drawn) == REJECTS_A_REASON else None
+        for at in few:
+            if last is None or int(places[at]) < last:
+                number = int(numbers[at])
+                texts = found.shown(number)
+                texts.pop("output", None)
+                facts = found.about(number, self._rows) | {"reason": reason} | _heads(texts)
+                drawn.append((int(places[at]), facts))
+        drawn.sort(key=lambda one: one[0])
+        del drawn[REJECTS_A_REASON:]
 
-    def explain(self, row: int) -> list[str]:
-        """Return a line for each example of a row: where it went, or which rule took it.
-
-        Raises:
-            ValueError: the slice has no such row.
-        """
-        if not 0 <= row < self.rows_in:
-            raise ValueError(
-                f"--explain: found row {row}, expected 0 to {self.rows_in - 1}, rows of {self.source.name}"
-            )
-        return [_explained(**facts) for facts in self._facts(f"row = {row}", "trace")]
-
-    def _facts(self, which: str, order: str, fields: Sequence[str] = RECORD_FIELDS) -> list[dict[str, Any]]:
-        """Return what is known of staged examples, with the heads of their texts."""
-        hidden = {"n", "reason", "text_id", "output_id", "distance", "bytes", *RECORD_FIELDS}
-        shown = [column for column in self.staged.columns if column not in hidden]
-        self.database.over(
-            self.staged.read(*shown, *fields, "n", "reason"),
-            "CREATE OR REPLACE TEMP TABLE shown AS"
-            f" SELECT {', '.join(f's.{column}' for column in shown)}, e.tokens, e.side,"
-            f" coalesce(s.reason, e.reason) AS reason, {', '.join(_head(f's.{field}') for field in fields)}"
-            f" FROM (SELECT * FROM found WHERE {which}) s LEFT JOIN examples e USING (n)",
-        )
-        rows = [
-            row for (row,) in self.database.rows("SELECT DISTINCT row FROM shown WHERE instruction IS NULL")
-        ]
-        if rows:
-            with self.source.reading():
-                self.database.rows(
-                    f"UPDATE shown SET instruction = left(q.instruction, {SHOWN_CHARACTERS}) FROM"
-                    f" (SELECT * FROM ({self.question}) WHERE row IN ({', '.join(map(str, rows))})) q"
-                    " WHERE shown.row = q.row AND shown.instruction IS NULL"
-                )
-        found = self.database.connection.execute(f"SELECT * FROM shown ORDER BY {order}")
-        names = [column[0] for column in found.description]
-        every = [dict(zip(names, values, strict=True)) for values in found.fetchall()]
+    def rejects(self) -> list[dict[str, Any]]:
+        """Return some rejects of each reason with the heads of their questions, drawn by the seed."""
+        every = [facts for drawn in self._draws.values() for _, facts in drawn]
+        for reason in self.reasons.counts():
+            numbers = self.reasons.of(reason)
+            numbers = numbers[
+                np.argsort(_draws(self.n[numbers], self.seed), kind="stable")[:REJECTS_A_REASON]
+            ]
+            for number in numbers.tolist():
+                ((_, ((instruction, given),)),) = self.staged.questions(np.array([number]))
+                texts = {"instruction": instruction, "input": given}
+                every.append(self._about(number) | {"reason": reason} | _heads(texts))
+        last = float("inf")
+        every.sort(key=lambda f: (f["reason"], f["row"], last if f["trace"] is None else f["trace"]))
         return [{name: value for name, value in facts.items() if value is not None} for facts in every]
 
+    def _about(self, number: int) -> dict[str, Any]:
+        tokens = None if self.tokens is None else int(self.tokens[number])
+        return self.staged.facts(number) | {"tokens": tokens, "side": int(self.side[number])}
 
-def _head(text: str) -> str:
-    return f"left({text}, {SHOWN_CHARACTERS}) AS {text.split('.')[1]}"
+    def _explain(self, found: Examples, taken: "Numbers") -> None:
+        assert self.asked is not None
+        for number in np.flatnonzero(found.row == self.asked - self._rows).tolist():
+            facts = found.about(number, self._rows) | _heads(found.shown(number))
+            reason = found.reasons.names[found.reasons.codes[number]]
+            self._explained.append((facts, reason, self._count + int(np.searchsorted(taken, number))))
+
+    def explain(self) -> list[str]:
+        """Return a line for each example of the row asked about: where it went, or which rule took it."""
+        lines = []
+        for facts, reason, number in self._explained:
+            side = 0
+            if not reason:
+                reason = self.reasons.names[self.reasons.codes[number]]
+                side = int(self.side[number])
+                if self.tokens is not None:
+                    facts = {**facts, "tokens": int(self.tokens[number])}
+            lines.append(_explained(reason=reason, side=side, **facts))
+        return lines
 
 
-def _explained(
-    row: int, trace: int | None = None, reason: str | None = None, side: int = 0, **facts: Any
-) -> str:
+def require_row(sources: Sources, row: int) -> None:
+    """Raise ValueError if the slice has no such row."""
+    if not 0 <= row < len(sources):
+        raise ValueError(
+            f"--explain: found row {row}, expected 0 to {len(sources) - 1}, rows of {sources.name}"
+        )
+
+
+def _runs(*keys: "Numbers") -> "tuple[Numbers, Numbers]":
+    """Return an order that brings equal keys together, the first ones first, and which are no first ones."""
+    order = np.lexsort(keys[::-1])
+    again = np.ones(len(order), np.bool_)
+    again[:1] = False
+    for key in keys:
+        again[1:] &= key[order[1:]] == key[order[:-1]]
+    return order, again
+
+
+def _digests(seed: bytes, texts: "pa.Array") -> "tuple[Numbers, Numbers]":
+    """Return a place in [0, 1) and a key for each text, out of its SHA-256 after the seed."""
+    sha256 = hashlib.sha256
+    digests = b"".join([sha256(seed + text).digest() for text in texts.to_numpy(zero_copy_only=False)])
+    found = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+    places = np.zeros((len(found), 8), np.uint8)
+    places[:, 2:] = found[:, :6]
+    key = np.ascontiguousarray(found[:, 6:14]).view(">u8")[:, 0]
+    return places.view(">u8")[:, 0] / 2.0**48, key.astype(np.uint64)  # 48 bits are exact in a float
+
+
+def _draws(numbers: "Numbers", seed: int) -> "Numbers":
+    """Return a number drawn for each; the smallest ones are taken.
+
+    Source: the finaliser of MurmurHash3 as DuckDB has it, in whose draws these began.
+    """
+    factor, half = np.uint64(0xD6E8FEB86659FD93), np.uint64(32)
+    found = (numbers + seed).astype(np.uint64)
+    for _ in range(2):
+        found = (found ^ (found >> half)) * factor
+    return found ^ (found >> half)
+
+
+def _heads(texts: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {name: text and text[:SHOWN_CHARACTERS] for name, text in texts.items()}
+
+
+def _explained(row: int, trace: int | None, reason: str, side: int, **facts: Any) -> str:
     where = f"row {row}" + (f", trace {trace}" if trace is not None else "")
     verdict = f"dropped: {reason}" if reason else {TRAIN: "kept for training", HELDOUT: "held out"}[side]
-    return f"{where}: {verdict} ({', '.join(f'{name} {value!r}' for name, value in facts.items())})"
-
-
-def case(checks: Iterable[tuple[str, str]]) -> str:
-    """Return SQL for the reason of the first check that holds, or null."""
-    return f"CASE {' '.join(f'WHEN {check} THEN {reason}' for check, reason in checks)} END"
+    known = (f"{name} {value!r}" for name, value in facts.items() if value is not None)
+    return f"{where}: {verdict} ({', '.join(known)})"
 
 
 def bin_end(tokens: int) -> int:

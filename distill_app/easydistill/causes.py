@@ -19,8 +19,12 @@ KNOWN_CAUSES = (
         ' "builtin"',
     ),
     (
+        r"SFTConfig.* got an unexpected keyword argument",
+        "its TRL 0.17 does not know the field of training that its last line names; remove it",
+    ),
+    (
         r"DeepSpeed is not installed|No module named 'deepspeed'|invalid device ordinal|no GPUs found",
-        f"its launch file, {LAUNCH_FILE}, starts processes with DeepSpeed, one a GPU; mend its num_processes,"
+        f"its launch file, {LAUNCH_FILE}, starts processes with DeepSpeed, one a GPU; fix its num_processes,"
         " or set that above the number of GPUs to train in one process",
     ),
 )
@@ -42,7 +46,7 @@ def explain(finished: Finished) -> str | None:
         return f'the cause is "{line}"'
     return (
         f'its log says "{line}": at a line with "error", "failed" or "exception" in it EasyDistill 1.0'
-        " gives up without a word and still exits with 0; mend what the line says"
+        " gives up without a word and still exits with 0; fix what the line says"
     )
 
 

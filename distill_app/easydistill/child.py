@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], folder: Pa
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
+    # What the child started may hold its output open for ever, and our reading of it would never end.
+    threading.Thread(target=_sweep_up_after, args=(process,), daemon=True).start()
     try:
         for line in process.stdout or ():
             lines.append(line.rstrip())
@@ -53,6 +56,12 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], folder: Pa
     finally:
         _end_session(process)
     return Finished(code, list(lines))
+
+
+def _sweep_up_after(process: subprocess.Popen[str]) -> None:
+    """Wait for a child and end what it leaves behind."""
+    process.wait()
+    _end_session(process)
 
 
 def _end_session(process: subprocess.Popen[str]) -> None:

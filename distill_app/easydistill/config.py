@@ -47,6 +47,7 @@ def write_system1_config(
     seed: int = 42,
     backend: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    teacher_revision: str | None = None,
 ) -> str:
     """Write the config that distils System 1 (`kd_black_box_local`); return `config_path`.
 
@@ -54,8 +55,10 @@ def write_system1_config(
         template_path: a Jinja file of EasyDistill's kind; without it ours is written beside the config.
         training: fields of TRL's SFTConfig that replace or add to the defaults.
         backend: "builtin" or "easydistill"; None leaves the choice to `run_easy_distill`.
-        extra: keys and sections that replace or add to these; see `distill_app.training.config`.
+        extra: keys and sections that replace or add to these; see `distill_app.easydistill.job`.
+        teacher_revision: of a Hub teacher, for the card.
     """
+    revision = {"teacher_revision": teacher_revision} if teacher_revision else {}
     config = {
         "job_type": "kd_black_box_local",
         "dataset": {
@@ -65,7 +68,7 @@ def write_system1_config(
             "seed": seed,
         },
         "inference": INFERENCE_DEFAULTS,
-        "models": {"teacher": teacher_model, "student": student_model},
+        "models": {"teacher": teacher_model, **revision, "student": student_model},
         "training": _training(out_dir, num_epochs, training),
     }
     return _write(config_path, config, backend, extra)

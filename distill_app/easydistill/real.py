@@ -21,19 +21,31 @@ from typing import Any
 
 import yaml
 
-from distill_app.cards.card import training_card
-from distill_app.cards.origin import copy_license, made_from, with_licences
 from distill_app.core.errors import TrainingError
-from distill_app.core.files import new_folder, read_records, save_json, save_text
-from distill_app.core.models import check_checkpoint, check_local, load_trainable, save_checkpoint
+from distill_app.core.files import new_folder, save_json, save_text
+from distill_app.core.models import (
+    check_checkpoint,
+    check_local,
+    is_local_path,
+    load_trainable,
+    save_checkpoint,
+)
 from distill_app.core.prompts import chat_template, user_content
 from distill_app.core.stage import one_line
 from distill_app.easydistill.causes import LAUNCH_FILE, bare, explain
 from distill_app.easydistill.child import Finished, run_child
+from distill_app.easydistill.job import Job, Models, at_commit, read_labeled
+from distill_app.report.cards.card import training_card
+from distill_app.report.cards.origin import copy_license, made_from, with_licences
 
 VENV = ".venv-easydistill"  # of `make easydistill`, in the current folder
 BLACK_BOX_JOBS = ("kd_black_box_local", "kd_black_box_api", "kd_black_box_train_only")
 TAIL_LINES = 15
+HELP_SEC = 300  # for a wrapper whose container must first be fetched
+WANTED = (
+    "expected EasyDistill 1.0 (2.x only builds data, the package on PyPI is an empty placeholder), or a"
+    " script that passes its arguments on to it; take it off PATH and run `make easydistill`"
+)
 TRAINING_DEFAULTS = {  # no progress bars in logs, no reports to the net, no rests for a resume that it lacks
     "disable_tqdm": True,
     "report_to": "none",
@@ -60,24 +72,34 @@ class Installed:
         return self.folder.parent / LAUNCH_FILE
 
 
+@dataclass(frozen=True)
+class Wrapper:
+    """A command that passes its arguments on to an EasyDistill 1.0 elsewhere, in a container for example.
+
+    What is there cannot be asked: neither the fields of its TRL nor its GPUs, and its trainer alone cannot be
+    started. It must see the project's folder under the same path.
+    """
+
+    program: str
+
+
 def find_program() -> str | None:
     """Return the command `easydistill`: the one on PATH, else that of `make easydistill`, else None."""
     own = Path(VENV, "bin", "easydistill").absolute()
     return shutil.which("easydistill") or (str(own) if own.is_file() else None)
 
 
-def refusal(config: dict[str, Any]) -> str | None:
-    """Return in one line what the config asks for that EasyDistill 1.0 cannot do, None if it can all."""
-    job_type = config.get("job_type")
-    if job_type not in BLACK_BOX_JOBS:
-        why = ", where EasyDistill 1.0 learns from misplaced logits" if "white" in str(job_type) else ""
+def refusal(job: Job) -> str | None:
+    """Return in one line what the job asks for that EasyDistill 1.0 cannot do, None if it can all."""
+    if job.is_white_box:
         return (
-            f"job_type: found {job_type}{why}; expected one of {', '.join(BLACK_BOX_JOBS)}, or set backend to"
-            ' "builtin"'
+            f"job_type: found {job.job_type}, where EasyDistill 1.0 learns from misplaced logits; expected"
+            f' one of {", ".join(BLACK_BOX_JOBS)}, or set backend to "builtin"'
         )
     asked = {
-        **{key: config.get(key) for key in ("lora", "peft", "accelerate")},
-        "models.quantization": config["models"].get("quantization", "none") != "none",
+        "lora": job.lora,
+        "accelerate": job.accelerate,
+        "models.quantization": job.models.quantization != "none",
     }
     for key, value in asked.items():
         if value:
@@ -85,7 +107,7 @@ def refusal(config: dict[str, Any]) -> str | None:
     return None
 
 
-def run_real(config: dict[str, Any]) -> None:
+def run_real(job: Job) -> None:
     """Run EasyDistill 1.0 in a scratch folder; judge, finish and put in place the student that it leaves.
 
     The student is saved as ours are: bfloat16, the prompt's template in it, card and `loss.csv` beside it.
@@ -94,23 +116,36 @@ def run_real(config: dict[str, Any]) -> None:
         ValueError, FileNotFoundError: the config or its files cannot be trained on.
         TrainingError: EasyDistill is not 1.0 or it failed; the cause, and its last lines.
     """
-    if reason := refusal(config):
-        raise ValueError(reason)
-    if (config.get("validation") or {}).get("fraction"):
+    if reason := refusal(job):
+        raise ValueError(f"{job.path}: {reason}")
+    if job.validation.fraction:
         print("easydistill: validation: unknown to it; it trains on all records", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="easydistill-", dir=_folder_without_space()) as folder:
+    template = _read_template(job.dataset.template)
+    job = at_commit(job)
+    found = _look_at(str(find_program()))
+    # What a container wrote may be another user's
+    with tempfile.TemporaryDirectory(
+        prefix="easydistill-", dir=_scratch_parent(found), ignore_cleanup_errors=True
+    ) as folder:
         scratch = Path(folder)
-        template = _read_template(config["dataset"].get("template"))
-        found = _look_at(str(find_program()), scratch)
-        config_path = _isolated_config(config, template, found, scratch)
+        config_path = _isolated_config(job, template, found, scratch)
         command, environment = _launch(found, config_path)
         environment |= {"HF_DATASETS_CACHE": str(scratch / "cache"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-        finished = run_child(command, environment, scratch)
-        _finish(finished, scratch / "out", template, config)
+        finished = run_child(command, environment, scratch if isinstance(found, Installed) else None)
+        _finish(finished, scratch / "out", template, job)
+
+
+def _scratch_parent(found: Installed | Wrapper) -> str:
+    """Return where the scratch folder can lie; a container is most often given the project alone."""
+    place = Path("work").absolute()
+    if isinstance(found, Installed) or " " in str(place):
+        return _folder_without_space()
+    place.mkdir(exist_ok=True)
+    return str(place)
 
 
 def _folder_without_space() -> str:
-    """Return where the scratch folder can lie: EasyDistill 1.0 joins paths into shell commands."""
+    """Return a folder for temporary files: EasyDistill 1.0 joins paths into shell commands."""
     for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         if " " not in folder and os.access(folder, os.W_OK):
             return folder
@@ -125,12 +160,14 @@ def _read_template(path: str | None) -> str:
     if not path:
         return chat_template("system1")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"dataset.template: {path}: no such file; mend the path")
+        raise FileNotFoundError(f"dataset.template: {path}: no such file; fix the path")
     return Path(path).read_text(encoding="utf-8")
 
 
-def _look_at(program: str, scratch: Path) -> Installed:
+def _look_at(program: str) -> Installed | Wrapper:
     """Ask the Python that the command would start (a bare `python`, its own folder first) what it has.
+
+    Where that Python has no such package the command may be a wrapper, whose own words must do.
 
     Raises:
         TrainingError: it is not EasyDistill 1.0, or its trainer's imports fail.
@@ -139,7 +176,7 @@ def _look_at(program: str, scratch: Path) -> Installed:
     python = shutil.which("python", path=path) or sys.executable
     probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     answer = subprocess.run(
-        [python, "-c", probe], cwd=scratch, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        [python, "-c", probe], cwd="/", env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
@@ -148,12 +185,10 @@ def _look_at(program: str, scratch: Path) -> Installed:
             " install that, or build a whole environment with `make easydistill`"
         )
     found = json.loads(answer.stdout.splitlines()[-1])
+    if not found:
+        return _wrapper(program, python)
     if "training_keys" not in found:
-        version = f"version {found['version']}" if found else f"no such package in {python}"
-        raise TrainingError(
-            f"{program}: found {version} without a trainer, expected EasyDistill 1.0 (2.x only builds data,"
-            " the package on PyPI is an empty placeholder); take it off PATH and run `make easydistill`"
-        )
+        raise TrainingError(f"{program}: found version {found['version']} without a trainer, {WANTED}")
     return Installed(
         program,
         python,
@@ -165,14 +200,41 @@ def _look_at(program: str, scratch: Path) -> Installed:
     )
 
 
-def _isolated_config(config: dict[str, Any], template: str, found: Installed, scratch: Path) -> str:
+def _wrapper(program: str, python: str) -> Wrapper:
+    """Return the command as a wrapper, if its help is that of EasyDistill 1.0.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    try:
+        answer = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=HELP_SEC)
+        said, code = answer.stdout + answer.stderr, str(answer.returncode)
+    except (OSError, subprocess.TimeoutExpired) as err:
+        said, code = "", one_line(err)
+    if "--list-jobs" in said:
+        raise TrainingError(f"{program}: found version 2 without a trainer, {WANTED}")
+    if code != "0" or "--config" not in said:
+        last = (said.strip().splitlines() or [code])[-1]
+        raise TrainingError(
+            f"{program}: found no such package in {python}, and `easydistill --help` names no --config"
+            f" ({last}), {WANTED}"
+        )
+    print(
+        f"easydistill: {program} is a wrapper: what is behind it cannot be checked (its version, TRL and"
+        f" GPUs); it must see {Path.cwd()} under that path",
+        file=sys.stderr,
+    )
+    return Wrapper(program)
+
+
+def _isolated_config(job: Job, template: str, found: Installed | Wrapper, scratch: Path) -> str:
     """Write a config that EasyDistill 1.0 can harm nobody with; return its absolute path.
 
     It reads paths against its own package, breaks at spaces in them, would label again and overwrite
     `labeled_path`, and ignores `input`: so it gets a train-only job whose every path lies in the scratch
     folder, and a copy of the data with `input` folded in. Our own keys stay out.
     """
-    records = read_records(config["dataset"]["labeled_path"])
+    records = read_labeled(job.dataset.labeled_path)
     folded = [
         {"instruction": user_content(r["instruction"], r["input"]), "output": r["output"]} for r in records
     ]
@@ -183,38 +245,52 @@ def _isolated_config(config: dict[str, Any], template: str, found: Installed, sc
         "dataset": {
             "labeled_path": str(scratch / "labeled.json"),
             "template": str(scratch / "template.jinja"),
-            "seed": config["dataset"].get("seed", 42),
+            "seed": job.dataset.seed,
         },
-        "models": {"student": _student(config["models"]["student"], scratch)},
-        "training": _training(config["training"], found.training_keys, scratch),
+        "models": {"student": _student(job.models, found, scratch)},
+        "training": _training(job.training, found, scratch),
     }
     save_json(scratch / "config.json", isolated)
     return str(scratch / "config.json")
 
 
-def _student(student: str, scratch: Path) -> str:
-    """Return the student's Hub id, or the path of a link to its folder."""
+def _student(models: Models, found: Installed | Wrapper, scratch: Path) -> str:
+    """Return the student's Hub id, or the path of a link to its folder; pinned, to its snapshot.
+
+    A wrapper may see the project alone, so it gets a copy of a snapshot.
+    """
+    student, revision = models.student, models.student_revision
     check_local(student)
+    if revision and not is_local_path(student):  # EasyDistill itself reads main alone
+        from huggingface_hub import snapshot_download
+
+        student = snapshot_download(student, revision=revision)
+        if isinstance(found, Wrapper):
+            return str(shutil.copytree(student, scratch / "student"))
     if not Path(student).is_dir():
         return student
     (scratch / "student").symlink_to(os.path.abspath(student))
     return str(scratch / "student")
 
 
-def _training(options: dict[str, Any], known: frozenset[str], scratch: Path) -> dict[str, Any]:
+def _training(options: dict[str, Any], found: Installed | Wrapper, scratch: Path) -> dict[str, Any]:
     """Return the SFTConfig fields for its TRL; a key that is too new for it is told and left out."""
+    asked = {**TRAINING_DEFAULTS, **options, "output_dir": str(scratch / "out")}
+    if isinstance(found, Wrapper):
+        return asked
     for key in options:
-        if key not in known:
+        if key not in found.training_keys:
             print(f"easydistill: training.{key}: unknown to its TRL; left out", file=sys.stderr)
-    kept = {key: value for key, value in {**TRAINING_DEFAULTS, **options}.items() if key in known}
-    return {**kept, "output_dir": str(scratch / "out")}
+    return {key: value for key, value in asked.items() if key in found.training_keys}
 
 
-def _launch(found: Installed, config_path: str) -> tuple[list[str], dict[str, str]]:
+def _launch(found: Installed | Wrapper, config_path: str) -> tuple[list[str], dict[str, str]]:
     """Return command and environment: its own command where it can work, else its trainer alone.
 
     Each process takes a batch of the config's: eight of them take eight times as much a step as one does.
     """
+    if isinstance(found, Wrapper):
+        return [found.program, "--config", config_path], dict(os.environ)
     environment = {**os.environ, "PATH": found.path}
     reason = _why_alone(found)
     if reason is None:
@@ -240,7 +316,7 @@ def _why_alone(found: Installed) -> str | None:
     return None
 
 
-def _finish(finished: Finished, out: Path, template: str, config: dict[str, Any]) -> None:
+def _finish(finished: Finished, out: Path, template: str, job: Job) -> None:
     """Save what EasyDistill left as a checkpoint of ours, or tell why it left none."""
     if finished.code != 0:
         raise _failure(finished, f"exit code {finished.code}")
@@ -254,23 +330,29 @@ def _finish(finished: Finished, out: Path, template: str, config: dict[str, Any]
         raise _failure(finished, f"exit code 0, but no checkpoint ({one_line(err)})") from err
     if "messages" in template:
         tokenizer.chat_template = template
-    output_dir, student = config["training"]["output_dir"], config["models"]["student"]
+    output_dir, student = job.output_dir, job.models.student
     with new_folder(output_dir) as part:
         save_checkpoint(model, tokenizer, part)
-        save_text(part / "README.md", training_card(Path(output_dir).name, with_licences(_origin(config))))
+        save_text(part / "README.md", training_card(Path(output_dir).name, with_licences(_origin(job))))
         copy_license(student, part)
         save_text(part / "loss.csv", _loss_lines(out))
 
 
-def _origin(config: dict[str, Any]) -> dict[str, Any]:
+def _origin(job: Job) -> dict[str, Any]:
     """Return what the model card tells of a training."""
-    models, data = config["models"], config["dataset"]
     return {
         "backend": "easydistill",
-        "job_type": config["job_type"],
-        **made_from(models["student"], models.get("teacher"), data["labeled_path"], config.get("source")),
-        "training": {key: value for key, value in config["training"].items() if key != "output_dir"},
-        "seed": data.get("seed", 42),
+        "job_type": job.job_type,
+        **made_from(
+            job.models.student,
+            job.models.teacher,
+            job.dataset.labeled_path,
+            job.source,
+            job.models.student_revision,
+            job.models.teacher_revision,
+        ),
+        "training": {key: value for key, value in job.training.items() if key != "output_dir"},
+        "seed": job.dataset.seed,
     }
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from distill_app.core.errors import TrainingError
 from distill_app.core.files import read_json, save_json, save_text
-from distill_app.core.jobs import LABELLING_JOBS
-from distill_app.core.models import check_checkpoint
 from distill_app.easydistill.child import run_child
+from distill_app.easydistill.job import Job, LabelingJob, read_job
+from distill_app.easydistill.launch import OURS, launcher
 from distill_app.easydistill.real import VENV, find_program, refusal, run_real
 
 # Of glibc's malloc, read when a process starts: what a training step frees goes back to the system and not
@@ -32,39 +32,31 @@ def run_easy_distill(config_path: str, backend: str | None = None) -> int:
             None for the config's own `backend`, else EasyDistill where it is installed and can do the job.
 
     Returns:
-        0, or the child's exit code, or 1 where the child said 0 but left no loadable checkpoint. The cause
+        0, or the child's exit code, or 1 where EasyDistill said 0 but left no loadable checkpoint. The cause
         is printed to stderr.
     """
     try:
-        config = _read_config(config_path)
-        if choose_backend(config, backend) == "builtin":
-            _run_builtin(config_path, config)
+        job = read_job(config_path)
+        if choose_backend(job, backend) == "builtin":
+            _run_builtin(job)
         else:
-            run_real(config)
+            run_real(job)
     except TrainingError as err:
         print(f"error: {err}", file=sys.stderr)
         return err.exit_code
     except (ValueError, OSError) as err:
-        print(f"error: {config_path}: {err}", file=sys.stderr)
+        said = str(err)
+        place = "" if said.startswith(f"{config_path}: ") else f"{config_path}: "
+        print(f"error: {place}{said}", file=sys.stderr)
         return 1
     return 0
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError(f"found {type(config).__name__}, expected an object")
-    for section, key in (("dataset", "labeled_path"), ("models", "student"), ("training", "output_dir")):
-        if not isinstance(config.get(section), dict) or not config[section].get(key):
-            raise ValueError(f"{section}.{key}: missing; add it")
-    return config
-
-
-def choose_backend(config: dict[str, Any], backend: str | None) -> str:
+def choose_backend(job: Job, backend: str | None) -> str:
     """Return "builtin" or "easydistill": what is asked for, else the config's, else what is installed."""
     program = find_program()
-    fits = program is not None and refusal(config) is None
-    chosen = backend or config.get("backend") or ("easydistill" if fits else "builtin")
+    fits = program is not None and refusal(job) is None
+    chosen = backend or job.backend or ("easydistill" if fits else "builtin")
     if chosen not in ("builtin", "easydistill"):
         raise ValueError(f'backend: found "{chosen}", expected "builtin" or "easydistill"')
     if chosen == "easydistill" and program is None:
@@ -75,47 +67,45 @@ def choose_backend(config: dict[str, Any], backend: str | None) -> str:
     return chosen
 
 
-def _run_builtin(config_path: str, config: dict[str, Any]) -> None:
+def _run_builtin(job: Job) -> None:
     """Label what is lacking, then run our trainer, which puts its checkpoint in place whole or not at all."""
-    command = [*_launcher(config), "-m", "distill_app.training", "--config", str(config_path)]
-    _run([*command, *_label_lacking(config_path, config)])
-    check_checkpoint(config["training"]["output_dir"])
+    command = [*launcher(job), "-m", "distill_app.training", "--config", job.path]
+    _run([*command, *_label_lacking(job)])
 
 
-def _launcher(config: dict[str, Any]) -> list[str]:
-    """Return what starts a module: this Python, or accelerate with a config for several devices."""
-    name = config.get("accelerate")
-    if not name:
-        return [sys.executable]
-    own = Path(__file__).with_name("accelerate") / f"{name}.yaml"
-    path = own if own.is_file() else Path(name)
-    if not path.is_file():
-        raise ValueError(
-            f"accelerate: {name}: no such file; expected ddp, fsdp or an accelerate config's path"
-        )
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+def named_inputs(config_path: str) -> list[tuple[str, str]]:
+    """Return key and path, or Hub id, of what a training by this config opens; a teacher is none of it.
+
+    Raises:
+        FileNotFoundError, ValueError: the config is missing or malformed.
+    """
+    job = read_job(config_path)
+    paths = ("labeled_path", "instruction_path", "logits_path", "template")
+    found = {f"dataset.{key}": getattr(job.dataset, key) for key in paths}
+    found["accelerate"] = None if job.accelerate in OURS else job.accelerate
+    return [*((key, path) for key, path in found.items() if path), ("models.student", job.models.student)]
 
 
-def _label_lacking(config_path: str, config: dict[str, Any]) -> list[str]:
+def _label_lacking(job: Job) -> list[str]:
     """Label, for a job that labels, what `labeled_path` lacks; return the trainer's options to read that.
 
     The labels go into a file of ours under work/: `labeled_path` is never written. Where the instructions are
     the labelled file itself, nothing can be lacking.
     """
-    job, dataset = config.get("job_type"), config["dataset"]
-    instructions = dataset.get("instruction_path")
-    if job not in LABELLING_JOBS:
+    if not isinstance(job, LabelingJob):
         return []
-    only_words = job != "kd_white_box"
-    lacking = instructions and Path(instructions).is_file() and instructions != dataset["labeled_path"]
-    if only_words and not lacking and Path(dataset["labeled_path"]).is_file():
+    instructions, there = job.dataset.instruction_path, job.dataset.labeled_path
+    lacking = instructions and Path(instructions).is_file() and instructions != there
+    if not job.is_white_box and not lacking and Path(there).is_file():
         return []
-    place = Path("work") / Path(config["training"]["output_dir"]).name
+    place = Path("work") / Path(job.output_dir).name
     labeled, logits = f"{place}_labeled.json", f"{place}_logits.arrow"
-    options = [] if only_words else ["--logits-out", logits]
+    options = ["--logits-out", logits] if job.is_white_box else []
+    # What the trainer would refuse is told before the teacher is asked
+    _run([sys.executable, "-m", "distill_app.training", "--config", job.path, "--check"])
     module = "distill_app.labeling"  # a command of its own: training does not depend on labelling's code
-    _run([sys.executable, "-m", module, "--config", str(config_path), "--out", labeled, *options])
-    return ["--data", labeled] + ([] if only_words else ["--logits", logits])
+    _run([sys.executable, "-m", module, "--config", job.path, "--out", labeled, *options])
+    return ["--data", labeled, *(["--logits", logits] if job.is_white_box else [])]
 
 
 def _run(command: list[str]) -> None:
@@ -133,7 +123,7 @@ def train_with_config(config_path: str, metrics_path: str) -> dict[str, Any]:
     Raises:
         TrainingError: the training failed; nothing new is in the output folder.
     """
-    output_dir = Path(_read_config(config_path)["training"]["output_dir"])
+    output_dir = Path(read_job(config_path).output_dir)
     code = run_easy_distill(config_path)
     if code != 0:
         raise TrainingError(f"{config_path}: training failed with exit code {code}; the cause is above")

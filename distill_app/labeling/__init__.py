@@ -1,1 +1,1 @@
-"""Asking models: the engine that generates, the teacher's labels, a student's replies."""
+"""The teacher's labels: the store of answers, what is asked of it, and how likely it finds its answers."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from distill_app.core.errors import EngineGone
 from distill_app.core.stage import one_line
-from distill_app.labeling.answers import Answer, Engine, Sampling
+from distill_app.generation.answers import Answer, Engine, Sampling
 from distill_app.labeling.progress import Progress
 from distill_app.labeling.store import AnswerStore, Recipe
 

@@ -10,7 +10,7 @@ of `inference` stand without their section, the last four are for kd_black_box_a
 | `dataset.labeled_path` | records that are labelled already; read where the file exists, never written |
 | `dataset.instruction_path` | instructions, of which those that `labeled_path` lacks are asked |
 | `dataset.logits_path` | no effect: ours go to `--logits-out`, in another format |
-| `models.teacher` | Hub id or checkpoint folder; of an API job the server's name for its model |
+| `models.teacher` | Hub id or checkpoint folder; of an API job the server's name, else its first model |
 | `temperature`, `seed`, `top_p`, `max_new_tokens` | as they say, unlike in EasyDistill; `top_p` is ours |
 | `engine` | ours: "transformers" in this process, or "vllm" |
 | `max_model_len` | a prompt without room for `max_new_tokens` in it is not asked; vLLM's context |
@@ -27,25 +27,21 @@ of `inference` stand without their section, the last four are for kd_black_box_a
 A key that the type of job has no use for, or that nobody knows, is an error.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationError
-
-from distill_app.core.errors import EmptyDataError
-from distill_app.core.files import RECORD_FIELDS, Record, as_record, iter_items, read_json, save_records
-from distill_app.core.jobs import Dataset, Models
+from distill_app.core.errors import EmptyDataError, EngineGone
+from distill_app.core.files import RECORD_FIELDS, Record, as_record, iter_items, save_records
 from distill_app.core.models import load_tokenizer
-from distill_app.core.params import Section
 from distill_app.core.stage import one_line
-from distill_app.labeling.answers import Engine, Sampling
+from distill_app.easydistill.job import LABELING_JOBS, ApiJob, LabelingJob, LocalJob, WhiteBoxJob, read_job
+from distill_app.generation.answers import Engine, Sampling
+from distill_app.generation.engines import open_engine
 from distill_app.labeling.ask import fill_store, read_answers
-from distill_app.labeling.engines import open_engine
 from distill_app.labeling.label import select_answers
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
@@ -65,105 +61,6 @@ VLLM_KEYS = {
 PLACEHOLDER = re.compile(r"|token|empty|none|null|your[ _-].*|[<{$].*|(sk-)?[x.*]+", re.IGNORECASE)
 TOO_LONG = "too long for max_model_len"
 PROMPT_FIELDS = ("instruction", "input")
-
-
-class AskedModels(Models):
-    """The `models` section of a job that labels."""
-
-    teacher: str = Field(min_length=1)
-
-
-class InferenceKeys(Section):
-    """What every labelling job's `inference` knows; the defaults are those of EasyDistill's example."""
-
-    temperature: float = Field(0.8, ge=0)
-    seed: int = 777
-    max_new_tokens: int = Field(512, ge=1)
-    top_p: float = Field(1.0, gt=0, le=1)
-
-
-class LocalKeys(InferenceKeys):
-    """`inference` of kd_black_box_local."""
-
-    engine: Literal["transformers", "vllm"] = "transformers"
-    max_model_len: int | None = Field(None, ge=1)
-    enable_chunked_prefill: bool | None = None
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
-    enforce_eager: bool | None = None
-    trust_remote_code: bool = False
-
-
-class WhiteBoxKeys(LocalKeys):
-    """`inference` of kd_white_box."""
-
-    top_logits_num: int = Field(10, ge=1, le=1024)
-
-
-class ApiKeys(InferenceKeys):
-    """`inference` of kd_black_box_api."""
-
-    base_url: str
-    api_key: str = Field("", repr=False)
-    stream: bool = False
-    system_prompt: str = ""
-
-
-INFERENCE: dict[str, type[InferenceKeys]] = {
-    "kd_black_box_local": LocalKeys,
-    "kd_black_box_api": ApiKeys,
-    "kd_white_box": WhiteBoxKeys,
-}
-SectionType = TypeVar("SectionType", bound=Section)
-
-
-@dataclass(frozen=True)
-class LabelJob:
-    """A labelling job's config, every key of it checked."""
-
-    path: str
-    dataset: Dataset
-    models: AskedModels
-    inference: InferenceKeys
-
-    @property
-    def top_logits(self) -> int:
-        """How many log-probabilities a token are wanted; 0 for none."""
-        return self.inference.top_logits_num if isinstance(self.inference, WhiteBoxKeys) else 0
-
-    @property
-    def max_model_len(self) -> int | None:
-        """How many tokens prompt and answer may have together, as far as the config says."""
-        return self.inference.max_model_len if isinstance(self.inference, LocalKeys) else None
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the teacher's tokens are chosen."""
-        keys = self.inference
-        return Sampling(keys.max_new_tokens, keys.temperature, keys.top_p, keys.seed)
-
-    def params(self) -> LabelParams:
-        """Return the job of a teacher with weights as the label stage would be told it."""
-        assert isinstance(self.inference, LocalKeys)
-        engine = self.inference.engine
-        return LabelParams.model_validate(
-            {
-                **self.inference.model_dump(include={"max_new_tokens", "temperature", "top_p", "seed"}),
-                "teacher": self.models.teacher,
-                "revision": None,
-                "quantization": "none",  # as in EasyDistill
-                "engine": engine,
-                "base_url": None,
-                "engine_workers": 1,
-                "gpus_per_worker": _gpu_count() if engine == "vllm" else 1,
-                "ray_address": None,
-                "concurrency": CONCURRENCY,
-                "batch_size": BATCH_SIZE,
-                "on_truncated": "drop",
-                "retry_max_new_tokens": self.inference.max_new_tokens,
-                "top_logits": self.top_logits,
-                "store": STORE_PATH,
-            }
-        )
 
 
 def label_job(config_path: str, out_path: str, logits_out_path: str | None = None) -> str:
@@ -198,76 +95,35 @@ def label_job(config_path: str, out_path: str, logits_out_path: str | None = Non
     return f"label_job: {told}, all in {out_path}"
 
 
-def read_label_job(path: str) -> LabelJob:
+def read_label_job(path: str) -> LabelingJob:
     """Return the config as a labelling job.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or malformed, or a key is missing, unknown, or
-            of no use to this type of job; the key is named, a secret is not.
+        FileNotFoundError, ValueError: as `read_job`, or the job does not label, or names no teacher to load.
     """
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: found {type(config).__name__}, expected an object")
-    keys = INFERENCE.get(str(config.get("job_type")))
-    if keys is None:
-        found, known = repr(config.get("job_type")), ", ".join(INFERENCE)
-        raise ValueError(f"{path}: job_type: found {found}, expected one that labels: {known}")
-    job = LabelJob(
-        path=str(path),
-        dataset=_section(path, config, "dataset", Dataset),
-        models=_section(path, config, "models", AskedModels),
-        inference=_section(path, config, "inference", keys),
-    )
-    limit = job.inference.max_new_tokens
-    if job.max_model_len is not None and job.max_model_len <= limit:
-        raise ValueError(
-            f"{path}: inference.max_model_len: found {job.max_model_len}, expected more than"
-            f" inference.max_new_tokens ({limit}), or no prompt fits"
-        )
+    job = read_job(path)
+    if not isinstance(job, LabelingJob):
+        labels = ", ".join(LABELING_JOBS)
+        raise ValueError(f"{path}: job_type: found {job.job_type!r}, expected one that labels: {labels}")
+    if not job.models.teacher and not isinstance(job, ApiJob):
+        raise ValueError(f"{path}: models.teacher: missing; add it")
     return job
 
 
-def _section(path: str, config: dict[str, Any], name: str, model: type[SectionType]) -> SectionType:
-    section = config.get(name, {})
-    if not isinstance(section, dict):
-        raise ValueError(f"{path}: {name}: found {type(section).__name__}, expected an object")
-    try:
-        return model.model_validate(section)
-    except ValidationError as err:
-        raise ValueError(f"{path}: {name}.{_fault(model, err)}") from None
-
-
-def _fault(model: type[Section], err: ValidationError) -> str:
-    """Return what is wrong with the first key at fault; values of `api_key` are never shown."""
-    fault = err.errors()[0]
-    key = str(fault["loc"][0])
-    if fault["type"] == "missing":
-        return f"{key}: missing; add it"
-    if fault["type"] != "extra_forbidden":
-        kind = type(fault["input"]).__name__
-        found = kind if key == "api_key" else f"{fault['input']!r} ({kind})"
-        return f"{key}: found {found}: {fault['msg'].lower()}"
-    homes = [job for job, keys in INFERENCE.items() if key in keys.model_fields]
-    if issubclass(model, InferenceKeys) and homes:
-        return f"{key}: found in a job that has no use for it, expected in {' or '.join(homes)}; remove it"
-    near = get_close_matches(key, list(model.model_fields), n=1, cutoff=0)[0]
-    return f"{key}: unknown key; did you mean {near}?"
-
-
-def _check_targets(job: LabelJob, out_path: str, logits_out_path: str | None) -> None:
+def _check_targets(job: LabelingJob, out_path: str, logits_out_path: str | None) -> None:
     """Make sure that nothing of the config's is overwritten, and that what it asks for has a place."""
     own = {Path(p).resolve() for p in (job.path, job.dataset.labeled_path, job.dataset.instruction_path) if p}
     for path in filter(None, (out_path, logits_out_path)):
         if Path(path).resolve() in own:
             raise ValueError(f"{path}: a file that {job.path} reads or writes, expected another; name one")
         own.add(Path(path).resolve())
-    if job.top_logits and logits_out_path is None:
+    if _top_logits(job) and logits_out_path is None:
         raise ValueError(f"{job.path}: job_type kd_white_box writes log-probabilities; add --logits-out PATH")
-    if logits_out_path is not None and not job.top_logits:
+    if logits_out_path is not None and not _top_logits(job):
         raise ValueError(f"--logits-out: {job.path} is no kd_white_box, which alone has them; leave it out")
 
 
-def _records(job: LabelJob) -> tuple[list[Record], list[Record]]:
+def _records(job: LabelingJob) -> tuple[list[Record], list[Record]]:
     """Return the labelled records, and the instructions without one, in their files' order."""
     sources = job.dataset.labeled_path, job.dataset.instruction_path
     labeled = _read_items(sources[0], RECORD_FIELDS)
@@ -275,7 +131,7 @@ def _records(job: LabelJob) -> tuple[list[Record], list[Record]]:
     if labeled is None and asked is None:
         named = f" nor {sources[1]} (dataset.instruction_path)" if sources[1] else ""
         raise FileNotFoundError(
-            f"{job.path}: found no file at {sources[0]} (dataset.labeled_path){named}; mend the paths"
+            f"{job.path}: found no file at {sources[0]} (dataset.labeled_path){named}; fix the paths"
         )
     there = {_words(record) for record in labeled or ()}
     return labeled or [], [record for record in asked or () if _words(record) not in there]
@@ -294,7 +150,7 @@ def _words(record: Record) -> tuple[str, str]:
     return record["instruction"].strip(), record["input"].strip()
 
 
-def _label(job: LabelJob, items: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
+def _label(job: LabelingJob, items: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
     """Return the records that got a whole answer, and how many got none, by reason."""
     with closing(_open(job)) as engine, AnswerStore(STORE_PATH) as store:
         fitting = _fitting(job, engine, items)
@@ -302,34 +158,69 @@ def _label(job: LabelJob, items: Sequence[Record]) -> tuple[list[Record], dict[s
         def prompts() -> Iterator[str]:
             return (_rendered(engine, item) for item in fitting)
 
-        fill_store(engine, prompts, job.sampling, store, total=len(fitting), label="label", log_path=LOG_PATH)
-        answers = list(read_answers(engine, prompts(), job.sampling, store))
+        fill_store(
+            engine, prompts, _sampling(job), store, total=len(fitting), label="label", log_path=LOG_PATH
+        )
+        answers = list(read_answers(engine, prompts(), _sampling(job), store))
     kept, counts = select_answers(fitting, answers, "drop")
     return kept, {**counts["dropped"], TOO_LONG: len(items) - len(fitting)}
 
 
-def _open(job: LabelJob) -> Engine:
+def _open(job: LabelingJob) -> Engine:
+    if isinstance(job, ApiJob):
+        return _open_endpoint(job)
+    return open_engine(_params(job), job.inference.model_dump(include=VLLM_KEYS, exclude_none=True))
+
+
+def _open_endpoint(job: ApiJob) -> Engine:
+    from distill_app.generation.endpoint import Endpoint
+
     keys = job.inference
-    if isinstance(keys, ApiKeys):
-        from distill_app.labeling.endpoint import Endpoint
+    key = "" if PLACEHOLDER.fullmatch(keys.api_key.strip()) else keys.api_key
+    options: dict[str, Any] = {
+        "revision": job.models.teacher_revision,
+        "system_prompt": keys.system_prompt,
+        "api_key": key,
+    }
+    engine = Endpoint(job.models.teacher or "", keys.base_url, CONCURRENCY, **options)
+    if job.models.teacher:
+        return engine
+    return Endpoint(_served_model(keys.base_url, key), keys.base_url, CONCURRENCY, **options)
 
-        key = "" if PLACEHOLDER.fullmatch(keys.api_key.strip()) else keys.api_key
-        return Endpoint(
-            job.models.teacher, keys.base_url, CONCURRENCY, system_prompt=keys.system_prompt, api_key=key
-        )
-    return open_engine(job.params(), keys.model_dump(include=VLLM_KEYS, exclude_none=True))
+
+def _served_model(base_url: str, key: str) -> str:
+    """Return the first model that a server lists: EasyDistill's own example of an API job names none.
+
+    Raises:
+        EngineGone: the server lists none, in words that hold no key.
+    """
+    from openai import APIStatusError, OpenAI, OpenAIError
+
+    try:
+        client = OpenAI(api_key=key or os.environ.get("OPENAI_API_KEY") or "none", base_url=base_url)
+        names = [model.id for model in client.models.list().data]
+    except OpenAIError as err:
+        said = f"status {err.status_code}" if isinstance(err, APIStatusError) else type(err).__name__
+        names = []
+    else:
+        said = "an empty list"
+    if not names:
+        shown = base_url.rpartition("@")[2]  # without credentials
+        raise EngineGone(f"{shown}: the server names no model ({said}); add models.teacher")
+    return names[0]
 
 
-def _fitting(job: LabelJob, engine: Engine, items: Sequence[Record]) -> Sequence[Record]:
+def _fitting(job: LabelingJob, engine: Engine, items: Sequence[Record]) -> Sequence[Record]:
     """Return the items whose prompt leaves room for a whole answer.
 
     The engines are not left to refuse the others: the store keeps a refusal, and its key knows no
     `max_model_len`.
     """
-    if job.max_model_len is None:
+    limit = job.inference.max_model_len if isinstance(job, LocalJob) else None
+    if limit is None:
         return items
-    tokenizer = load_tokenizer(job.models.teacher)
-    longest = job.max_model_len - job.inference.max_new_tokens
+    tokenizer = load_tokenizer(_teacher(job), job.models.teacher_revision)
+    longest = limit - job.inference.max_new_tokens
 
     def tokens(item: Record) -> int:
         return len(tokenizer(_rendered(engine, item), add_special_tokens=False)["input_ids"])
@@ -341,6 +232,60 @@ def _rendered(engine: Engine, item: Record) -> str:
     return engine.render(item["instruction"], item["input"], "system1")
 
 
+def _teacher(job: LabelingJob) -> str:
+    assert job.models.teacher is not None  # read_label_job has seen to it
+    return job.models.teacher
+
+
+def _top_logits(job: LabelingJob) -> int:
+    """Return how many log-probabilities a token are wanted; 0 for none."""
+    return job.inference.top_logits_num if isinstance(job, WhiteBoxJob) else 0
+
+
+def _sampling(job: LabelingJob) -> Sampling:
+    """Return how the teacher's tokens are chosen."""
+    keys = job.inference
+    return Sampling(keys.max_new_tokens, keys.temperature, keys.top_p, keys.seed)
+
+
+def _params(job: LabelingJob) -> LabelParams:
+    """Return the job of a teacher with weights as the label stage would be told it."""
+    assert isinstance(job, LocalJob)
+    engine = job.inference.engine
+    return LabelParams.model_validate(
+        {
+            **job.inference.model_dump(include={"max_new_tokens", "temperature", "top_p", "seed"}),
+            "teacher": _teacher(job),
+            "revision": job.models.teacher_revision,
+            "quantization": "none",  # as in EasyDistill
+            "engine": engine,
+            "base_url": None,
+            "system_prompt": None,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "generation_config": False,
+            "stop": [],
+            "samples": 1,
+            "choose": "majority",
+            "engine_workers": 1,
+            "gpus_per_worker": _gpu_count() if engine == "vllm" else 1,
+            "ray_address": None,
+            "concurrency": CONCURRENCY,
+            "requests_per_minute": None,
+            "tokens_per_minute": None,
+            "max_cost": None,
+            "price_in": 0.0,
+            "price_out": 0.0,
+            "batch_size": BATCH_SIZE,
+            "on_truncated": "drop",
+            "retry_max_new_tokens": job.inference.max_new_tokens,
+            "top_logits": _top_logits(job),
+            "store": STORE_PATH,
+        }
+    )
+
+
 def _gpu_count() -> int:
     """Return over how many GPUs a teacher is spread: all, as in EasyDistill."""
     import torch
@@ -348,22 +293,22 @@ def _gpu_count() -> int:
     return max(torch.cuda.device_count(), 1)
 
 
-def _check_top_logits(job: LabelJob) -> None:
-    if job.top_logits:
+def _check_top_logits(job: LabelingJob) -> None:
+    if _top_logits(job):
         from distill_app.labeling.logits import check_top_logits  # vLLM's environment may lack its pyarrow
 
-        check_top_logits(job.params())
+        check_top_logits(_params(job))
 
 
-def _write_top_logits(job: LabelJob, labeled_path: str, logits_path: str) -> None:
+def _write_top_logits(job: LabelingJob, labeled_path: str, logits_path: str) -> None:
     from distill_app.labeling.logits import write_top_logits
 
     with _in_the_configs_words(job):
-        write_top_logits(job.params(), labeled_path, logits_path, LOG_PATH)
+        write_top_logits(_params(job), labeled_path, logits_path, LOG_PATH)
 
 
 @contextmanager
-def _in_the_configs_words(job: LabelJob) -> Iterator[None]:
+def _in_the_configs_words(job: LabelingJob) -> Iterator[None]:
     """Name the config and its keys in errors of what speaks of the stage's params."""
     try:
         yield

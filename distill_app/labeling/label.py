@@ -2,9 +2,11 @@
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import tee
 from typing import Any, Literal
 
@@ -12,10 +14,12 @@ from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import Record, iter_records, new_json_list
 from distill_app.core.models import Model, Tokenizer
 from distill_app.core.prompts import Mode
-from distill_app.labeling.answers import Answer, Engine, Sampling
+from distill_app.generation.answers import Answer, Engine, Sampling
+from distill_app.generation.identity import model_identity
+from distill_app.generation.in_process import InProcess
+from distill_app.generation.own_settings import SETTINGS, own_settings
 from distill_app.labeling.ask import fill_store, read_answers
-from distill_app.labeling.engines import model_identity
-from distill_app.labeling.in_process import InProcess
+from distill_app.labeling.choosing import Chooser, choose_answer
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.progress import tell
 from distill_app.labeling.store import AnswerStore
@@ -98,6 +102,8 @@ class _Tally:
         self.dropped = {"empty": 0, "truncated": 0, "refused": 0}
         self.lengths: Counter[int] = Counter()
         self.tokens_in = 0
+        self.choices: Counter[str] = Counter()  # why an answer of several was kept, or none
+        self.agreeing = self.sampled_tokens = 0
 
     def fault(self, answer: Answer) -> str | None:
         """Count an answer; return why it is not worth training on, or None if it is."""
@@ -114,6 +120,22 @@ class _Tally:
             self.dropped[fault] += 1
         return fault
 
+    def best(self, answers: Sequence[Answer], reference: str, chooser: Chooser) -> tuple[Answer, str | None]:
+        """Count the answers to a prompt; return the one to keep, or one that is not and why."""
+        if len(answers) == 1:
+            return answers[0], self.fault(answers[0])
+        choice = choose_answer(answers, reference, chooser)
+        self.choices[choice.why] += 1
+        self.agreeing += choice.agreeing
+        self.sampled_tokens += sum(answer.tokens for answer in answers)
+        if choice.place is not None:
+            return answers[choice.place], self.fault(answers[choice.place])
+        fault = self.fault(answers[0])
+        if fault is None:
+            fault = choice.why
+            self.dropped[fault] = self.dropped.get(fault, 0) + 1
+        return answers[0], fault
+
     def counts(self) -> dict[str, Any]:
         asked = self.lengths.total()
         tokens_out = sum(length * count for length, count in self.lengths.items())
@@ -125,6 +147,16 @@ class _Tally:
             "tokens_out": tokens_out,
             "tokens_mean": round(tokens_out / max(asked, 1), 1),
             "tokens_p95": self._at_rank(math.ceil(0.95 * asked) - 1),
+            **({"samples": self._samples()} if self.choices else {}),
+        }
+
+    def _samples(self) -> dict[str, Any]:
+        """Return how often which choice was made, and how many samples say what the kept one says."""
+        kept = self.choices["right"] + self.choices["majority"]
+        return {
+            "chosen": dict(sorted(self.choices.items())),
+            "agreeing_mean": round(self.agreeing / max(kept, 1), 2),
+            "tokens_out": self.sampled_tokens,
         }
 
     def _at_rank(self, rank: int) -> int:
@@ -141,6 +173,48 @@ def _as_record(item: Mapping[str, str]) -> Record:
 
 def _rendered(engine: Engine, items: Iterable[Mapping[str, str]], mode: Mode) -> Iterator[str]:
     return (engine.render(item["instruction"], item.get("input") or "", mode) for item in items)
+
+
+def tell_hosted_limits(params: LabelParams) -> None:
+    """Say, before an answer is paid for, what a verdict cannot have of a teacher behind a server."""
+    if params.engine == "openai":
+        print(
+            f"label: {params.teacher} is behind a server: its verdict will rest on answers, benchmarks that"
+            " it writes answers to, a judge and the server's own times; fidelity and benchmarks of choices"
+            " need weights, which measure.teacher can name",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def sampling_of(params: LabelParams) -> Sampling:
+    """Return how the teacher's tokens are chosen, by the params or, where they say so, by its own file.
+
+    Raises:
+        OSError: the teacher's file is not to be had.
+        ValueError: a server's model, whose file nobody sees, or a file that is not JSON.
+    """
+    chosen = params.model_dump(include=set(SETTINGS))
+    if params.generation_config:
+        if params.engine == "openai":
+            raise ValueError(
+                "label.generation_config: found true with label.engine: openai, expected false; write the"
+                " settings of the server's model into the params"
+            )
+        chosen |= own_settings(params.teacher, params.revision)
+    return Sampling(params.max_new_tokens, seed=params.seed, stop=tuple(params.stop), **chosen)
+
+
+def tell_own_settings(params: LabelParams) -> None:
+    """Say where the teacher's own file would choose tokens in another way, and whether it does."""
+    if params.engine == "openai":
+        return
+    own = own_settings(params.teacher, params.revision)
+    other = {name: value for name, value in own.items() if value != getattr(params, name)}
+    if other:
+        said = ", ".join(f"{name} {value:g}" for name, value in other.items())
+        used = "which is used" if params.generation_config else "which label.generation_config: false leaves"
+        print(f"label: {params.teacher}'s own file says {said}, {used}", file=sys.stderr, flush=True)
 
 
 def label_files(
@@ -164,8 +238,7 @@ def label_files(
         EmptyDataError: no answer of a split is worth keeping; no file is written.
         FileNotFoundError, OSError, ValueError: from the files, the store or the engine; one line.
     """
-    sampling = Sampling(params.max_new_tokens, params.temperature, params.top_p, params.seed)
-    retry_to = _retry_bound(params)
+    sampling, retry_to = sampling_of(params), _retry_bound(params)
     sources = [source for source, _ in splits.values()]
     # Read once before anything is paid for: a fault in the last record must not come after hours.
     total = sum(1 for source in sources for _ in iter_records(source))
@@ -174,18 +247,23 @@ def label_files(
         for source in sources:
             yield from _rendered(engine, iter_records(source), "system1")
 
-    fill_store(engine, prompts, sampling, store, retry_to, total, "label", log_path)
+    samplings = _samplings(sampling, params.samples)
+    for number, each in enumerate(samplings, 1):
+        title = f"label, sample {number} of {params.samples}" if params.samples > 1 else "label"
+        fill_store(engine, prompts, each, store, retry_to, total, title, log_path)
     counts: dict[str, Any] = {}
     with ExitStack() as files:
         add_dropped = files.enter_context(new_json_list(dropped_path))
         for split, (source, target) in splits.items():
             add = files.enter_context(new_json_list(target))
             tally = _Tally(params.on_truncated)
-            records, asked = tee(iter_records(source))  # the two run a few hundred records apart
-            rendered = _rendered(engine, asked, "system1")
-            answers = read_answers(engine, rendered, sampling, store, retry_to)
-            for record, answer in zip(records, answers, strict=True):
-                fault = tally.fault(answer)
+            records, *asked = tee(iter_records(source), 1 + params.samples)  # a few hundred records apart
+            answered = [
+                read_answers(engine, _rendered(engine, some, "system1"), each, store, retry_to)
+                for some, each in zip(asked, samplings, strict=True)
+            ]
+            for record, *answers in zip(records, *answered, strict=True):
+                answer, fault = tally.best(answers, record["output"], params.choose)
                 if fault is None:
                     add({**_as_record(record), "output": answer.text})
                     continue
@@ -201,6 +279,16 @@ def label_files(
     if left_out := sum(count["instructions"] - count["kept"] for count in counts.values()):
         tell(f"label: {left_out} instructions left out, all in {dropped_path}", log_path)
     return counts
+
+
+def _samplings(sampling: Sampling, samples: int) -> list[Sampling]:
+    """Return the sampling of each sample; the first is that of a run without others."""
+    if samples > 1 and not sampling.temperature:
+        raise ValueError(
+            f"label.samples: found {samples} with temperature 0, expected 1, for all would be the same;"
+            " raise label.temperature"
+        )
+    return [replace(sampling, seed=sampling.seed + number) for number in range(samples)]
 
 
 def _retry_bound(params: LabelParams) -> int | None:

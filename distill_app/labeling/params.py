@@ -1,34 +1,54 @@
-"""The `label` section of params.yaml."""
+"""The `label` and `score_s2` sections of params.yaml."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill_app.core.models import Quantization
-from distill_app.core.params import Section
+from distill_app.core.params import NoPath, Section
+from distill_app.generation.params import EngineParams
+from distill_app.labeling.choosing import Chooser
 
 # What changes speed, memory or place and never an answer; dvc.yaml's stage lists all the others.
-RUNTIME_ONLY = {"batch_size", "engine_workers", "gpus_per_worker", "ray_address", "concurrency", "store"}
+RUNTIME_ONLY = {
+    "batch_size",
+    "engine_workers",
+    "gpus_per_worker",
+    "ray_address",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_cost",
+    "price_in",
+    "price_out",
+    "store",
+}
 
 
-class LabelParams(Section):
+class LabelParams(EngineParams):
     """How the teacher is asked."""
 
-    teacher: str  # Hub id or checkpoint folder; with engine openai the server's name for its model
-    revision: str | None  # of a Hub model: commit, tag or branch
-    quantization: Quantization
-    engine: Literal["transformers", "vllm", "openai"]
-    base_url: str | None  # of an OpenAI-compatible server
-    engine_workers: int = Field(ge=1)  # copies of the model, on Ray where more than one
-    gpus_per_worker: int = Field(ge=1)  # over which vLLM spreads one copy (tensor parallelism)
-    ray_address: str | None  # of a Ray cluster
-    concurrency: int = Field(ge=1)  # requests to a server at a time
-    batch_size: int = Field(ge=1)  # answers generated at a time
     max_new_tokens: int = Field(ge=1)
     temperature: float = Field(ge=0)  # 0 takes the likeliest token
     top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=0)  # so many likeliest tokens are drawn from; 0 is no limit
+    min_p: float = Field(ge=0, lt=1)  # share of the likeliest token's probability below which none is drawn
+    repetition_penalty: float = Field(gt=0)  # 1 is none
+    generation_config: bool  # whether the model's own file replaces temperature to repetition_penalty
+    stop: Annotated[list[str], NoPath()]  # texts at which an answer ends, without them
     seed: int
+    samples: int = Field(ge=1)  # answers a prompt, each drawn with a seed of its own
+    choose: Chooser  # which of several is kept
     on_truncated: Literal["drop", "keep", "retry"]  # an answer that reached max_new_tokens
     retry_max_new_tokens: int = Field(ge=1)  # retry doubles the limit up to here
     top_logits: int = Field(ge=0, le=1024)  # likeliest tokens kept for each answer token; 0 keeps none
     store: str  # the file that keeps the answers
+
+    def hosted(self) -> set[str]:
+        """Return `teacher` where its server alone has it."""
+        return {"teacher"} if self.engine == "openai" else set()
+
+
+class ScoreParams(Section):
+    """The `score_s2` section: what the teacher of `label` says about System 2's traces."""
+
+    top_logits: int = Field(ge=0, le=1024)  # as in `label`

@@ -18,13 +18,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from distill_app.labeling.answers import Answer, Engine, Sampling
+from distill_app.generation.answers import Answer, Engine, Sampling
 
 APPLICATION_ID = 0x64697374  # "dist", in the file's header: another program's database is not ours
 SCHEMA_VERSION = 1
@@ -92,13 +92,8 @@ class Recipe:
 
     @classmethod
     def of(cls, engine: Engine, sampling: Sampling) -> "Recipe":
-        """Return the recipe of an engine's answers; at temperature 0, top_p and seed have no part in it."""
-        kept = asdict(sampling)
-        del kept["max_new_tokens"]
-        kept |= {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
-        if not sampling.temperature:
-            kept |= {"top_p": 1.0, "seed": 0}
-        return cls(engine.teacher, _canonical(engine.identity), _canonical(kept))
+        """Return the recipe of an engine's answers."""
+        return cls(engine.teacher, _canonical(engine.identity), _canonical(sampling.determining()))
 
     @property
     def digest(self) -> bytes:
@@ -154,6 +149,7 @@ class AnswerStore:
         self.name = str(self.path or "memory")
         self.run = uuid.uuid4().hex
         self._recipe_ids: dict[bytes, int] = {}
+        self._passing: dict[tuple[bytes, int], Answer] = {}  # of this run alone, by key and limit
         self._lock = threading.RLock()  # an engine may pull prompts from a thread of its own
         self._stop = threading.Event()
         self._heart: threading.Thread | None = None
@@ -186,7 +182,8 @@ class AnswerStore:
         Where several would serve, it is the oldest: an answer once given stays the answer.
         """
         query = "SELECT id, key, text, tokens, finish_reason, prompt_tokens FROM answers"
-        found: dict[bytes, Answer] = {}
+        keys = set(keys)
+        found = {key: self._passing[key, limit] for key in keys if (key, limit) in self._passing}
         with self._errors():
             for _, key, *fields in sorted(self._rows(f"{query} WHERE {SERVES} AND key IN", keys, limit)):
                 found.setdefault(key, Answer(*fields))
@@ -196,7 +193,9 @@ class AnswerStore:
         """Return which keys have an answer under a token limit."""
         with self._errors():
             query = f"SELECT key FROM answers WHERE {SERVES} AND key IN"
-            return {key for (key,) in self._rows(query, keys, limit)}
+            keys = set(keys)
+            stored = {key for (key,) in self._rows(query, keys, limit)}
+        return stored | {key for key in keys if (key, limit) in self._passing}
 
     def claim(self, keys: Iterable[bytes], limit: int) -> Claimed:
         """Claim the keys that neither have an answer nor are claimed; what dead runs hold is taken over.
@@ -231,7 +230,15 @@ class AnswerStore:
         return [f"process {pid} on {host.split('/')[0]}" for pid, host in rows]
 
     def put(self, recipe: Recipe, key: bytes, limit: int, answer: Answer) -> None:
-        """Store an answer and end its claim; an answer that is there already stays."""
+        """Store an answer and end its claim; an answer that is there already stays.
+
+        One that does not last is kept for this run alone.
+        """
+        if not answer.lasting:
+            self._passing[key, limit] = answer
+            with self._transaction():
+                self._db.execute("DELETE FROM claims WHERE key = ? AND max_new_tokens = ?", (key, limit))
+            return
         # UTF-8 has no lone surrogates; a server's JSON may.
         text = answer.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         row = (key, limit, text, answer.tokens, answer.finish_reason, answer.prompt_tokens)

@@ -1,8 +1,9 @@
 """Training examples: the prompt's tokens without loss, the response's with it, end of sequence included."""
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from distill_app.core.files import Record
 from distill_app.core.logits import TopLogits
 from distill_app.core.models import Tokenizer
 from distill_app.core.prompts import chat_template, user_content
+from distill_app.core.texts import normalise
 
 NO_LOSS = -100
 UNLIKE_TOKENS = 16  # of an answer's first word, at most
@@ -35,15 +37,20 @@ class Template:
         try:
             return jinja2.Environment().from_string(self.source)
         except jinja2.TemplateSyntaxError as err:
-            raise ValueError(
-                f"dataset.template: line {err.lineno}: {err.message}; mend the template"
-            ) from err
+            raise ValueError(f"dataset.template: line {err.lineno}: {err.message}; fix the template") from err
 
-    def render(self, record: Record) -> tuple[str, str]:
+    def render(self, record: Record, eos_token: str = "") -> tuple[str, str]:
         """Return prompt and response of a record.
 
+        The prompt is the one that is rendered to ask with: only what a model was trained behind does it meet
+        again. EasyDistill 1.0's own template renders another white space before the answer where it renders
+        the answer too; what follows there is the response all the same.
+
+        Args:
+            eos_token: where the template ends the answer with it, the response ends before it.
+
         Raises:
-            ValueError: the rendered text with the answer does not begin with the rendered prompt.
+            ValueError: the two renderings differ in more than white space where the answer begins.
         """
         content = user_content(record["instruction"], record["input"])
         prompt = self.compiled.render(
@@ -56,12 +63,25 @@ class Template:
             add_generation_prompt=False,
             add_output=True,
         )
-        if not text.startswith(prompt):
+        response = _behind(prompt, text)
+        if response is None:
             raise ValueError(
                 f"dataset.template: the training text {text[:60]!r} does not begin with the prompt"
                 f" {prompt[:60]!r}; make both renderings share their head"
             )
-        return prompt, text[len(prompt) :]
+        answer_end = response.rfind(record["output"].strip()) + len(record["output"].strip())
+        end = response.find(eos_token, answer_end) if eos_token else -1
+        return prompt, response if end < 0 else response[:end]
+
+
+def _behind(prompt: str, text: str) -> str | None:
+    """Return what follows the prompt in a text with other white space in one place at most, else None."""
+    shared = len(os.path.commonprefix([prompt, text]))
+    begun = prompt[shared:].lstrip()
+    rest = text[shared:]
+    if shared < len(prompt):
+        rest = rest.lstrip()
+    return rest[len(begun) :] if rest.startswith(begun) else None
 
 
 def read_template(path: str | None) -> Template:
@@ -69,7 +89,7 @@ def read_template(path: str | None) -> Template:
     if not path:
         return Template(chat_template("system1"), chat_template("system1"))
     if not Path(path).is_file():
-        raise FileNotFoundError(f"dataset.template: {path}: no such file; mend the path")
+        raise FileNotFoundError(f"dataset.template: {path}: no such file; fix the path")
     source = Path(path).read_text(encoding="utf-8")
     return Template(source, source if "messages" in source else None)
 
@@ -82,8 +102,10 @@ class Example:
         labels: as long as `input_ids`; NO_LOSS where nothing is learned. The label of a token is the token
             itself: the shift to the state before it is the loss's.
         row: of the record in its file, and so of the teacher's distributions.
-        known: of the response's tokens, so many from its end have a distribution of the teacher's.
+        known: how many of the response's tokens, one after the other, have a distribution of the teacher's.
         offset: of the first of those within the row's distributions.
+        unknown_end: tokens behind them, at the response's end, that have none: 1 where the teacher ends a
+            sequence with another token, else 0.
     """
 
     input_ids: list[int]
@@ -91,6 +113,7 @@ class Example:
     row: int
     known: int = 0
     offset: int = 0
+    unknown_end: int = 0
 
 
 @dataclass
@@ -134,7 +157,7 @@ def build_examples(
     """
     found = Examples([], [])
     for row, record in enumerate(records):
-        prompt, response = template.render(record)
+        prompt, response = template.render(record, tokenizer.eos_token)
         head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         tail = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         ids = head + tail
@@ -153,7 +176,7 @@ def build_examples(
 
 def _place(record: Record, seed: int) -> float:
     """Return a number from 0 to 1 that the record's question decides."""
-    text = " ".join(user_content(record["instruction"], record["input"]).casefold().split())
+    text = normalise(user_content(record["instruction"], record["input"]))
     digest = hashlib.sha256(f"{seed}\n{text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -164,7 +187,9 @@ def with_teacher(
     """Return the examples with the place of each response among the teacher's distributions.
 
     The teacher's prompt may end otherwise than the student's ("Assistant:" wants a blank before the answer),
-    so the two may cut the first word into other tokens; from there on they are the same.
+    so the two may cut the first word into other tokens; from there on they are the same. The teacher may end
+    a sequence with another token, as a chat model does beside its base model: then the student's has no
+    distribution.
 
     Args:
         count: records in the labelled file.
@@ -175,23 +200,28 @@ def with_teacher(
     if len(logits) != count:
         raise ValueError(
             f"{logits.path}: found the teacher's distributions of {len(logits)} records, expected {count};"
-            " label again with label.top_logits"
+            " run the stage that writes them again"
         )
     return [_aligned(example, logits, tokenizer) for example in examples]
 
 
 def _aligned(example: Example, logits: TopLogits, tokenizer: Tokenizer) -> Example:
-    theirs = logits[example.row].tokens.tolist()
+    *theirs, their_end = logits[example.row].tokens.tolist()
     start = next(n for n, label in enumerate(example.labels) if label != NO_LOSS)
     ours = example.input_ids[start:]
-    said, meant = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (theirs, ours))
-    # A response that was cut has lost its end, and perhaps half of a letter
-    if said == meant or (ours[-1] != theirs[-1] and said.startswith(meant.rstrip("\ufffd"))):
+    is_whole = ours[-1] == tokenizer.eos_token_id  # a response that was cut has lost its end
+    if is_whole:
+        ours = ours[:-1]
+    shares_end = is_whole and their_end == tokenizer.eos_token_id
+    found, expected = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (theirs, ours))
+    # Half of a letter may be cut off too
+    if found == expected or (not is_whole and found.startswith(expected.rstrip("\ufffd"))):
         for skipped, offset in product(range(UNLIKE_TOKENS), repeat=2):
             rest = ours[skipped:]
-            if rest == theirs[offset : offset + len(rest)]:
-                return Example(example.input_ids, example.labels, example.row, len(rest), offset)
+            if rest == (theirs[offset:] if is_whole else theirs[offset : offset + len(rest)]):
+                place = {"known": len(rest) + shares_end, "offset": offset}
+                return replace(example, **place, unknown_end=int(is_whole and not shares_end))
     raise ValueError(
-        f"{logits.path}: record {example.row}: the teacher's distributions are of another answer"
-        f" ({said[:40]!r}, expected {meant[:40]!r}); label again with label.top_logits"
+        f"{logits.path}: record {example.row}: found the teacher's distributions of another answer,"
+        f" {found[:40]!r}, expected {expected[:40]!r}; run the stage that writes them again"
     )

@@ -43,9 +43,9 @@ class Progress(TrainerCallback):
         self.reported = now
         taken = now - self.start
         done = state.global_step - self.first
-        left = (
-            f"{taken:.0f} s" if last else f"{taken / done * (state.max_steps - state.global_step):.0f} s left"
-        )
+        left = f"{taken:.0f} s"
+        if not last and done:  # an evaluation before the first step has done nothing yet
+            left = f"{taken / done * (state.max_steps - state.global_step):.0f} s left"
         named = {"loss": "loss", "eval_loss": "held-out loss"}
         losses = ", ".join(f"{name} {logs[key]:.3f}" for key, name in named.items() if key in logs)
         rate = self.tokens_seen() / taken

@@ -4,9 +4,9 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from distill_app.cards.origin import digest_of, file_digest, made_from, unplaced
 from distill_app.core.logits import TopLogits
-from distill_app.training.config import Job
+from distill_app.easydistill.job import Job
+from distill_app.report.cards.origin import digest_of, file_digest, made_from, unplaced
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft")
 
@@ -17,13 +17,21 @@ def origin_of(job: Job, logits: TopLogits | None, world_size: int) -> dict[str, 
     return {
         "backend": "builtin",
         "job_type": job.job_type,
-        **made_from(job.models.student, job.models.teacher, job.dataset.labeled_path, job.source),
+        **made_from(
+            job.models.student,
+            job.models.teacher,
+            job.dataset.labeled_path,
+            job.source,
+            job.models.student_revision,
+            job.models.teacher_revision,
+        ),
         "quantization": job.models.quantization,
         "template_sha256": file_digest(template) if template else None,
         "probabilities": _probabilities(job, logits),
         "training": {k: v for k, v in job.training.items() if k != "output_dir"},
         "lora": job.lora,
         "validation": job.validation.model_dump(),
+        "batching": job.batching.model_dump(),
         "too_long": job.dataset.too_long,
         "seed": job.dataset.seed,
         "processes": world_size,
@@ -38,7 +46,7 @@ def _probabilities(job: Job, logits: TopLogits | None) -> dict[str, Any] | None:
     return {
         "path": unplaced(job.dataset.logits_path),
         "sha256": file_digest(job.dataset.logits_path),
-        "teacher": logits.teacher,
+        "teacher": unplaced(logits.teacher),
         "top": logits.top,
         **job.distillation.model_dump(),
     }

@@ -7,21 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_app.cards.card import training_card
-from distill_app.cards.origin import copy_license, with_licences
-from distill_app.core import statistics
 from distill_app.core.errors import EmptyDataError
-from distill_app.core.files import new_folder, read_records, require_free_space, save_json, save_text
+from distill_app.core.files import new_folder, require_free_space, save_json, save_text
 from distill_app.core.logits import TopLogits, tokenizer_digest
-from distill_app.core.models import Model, Tokenizer, load_tokenizer, load_trainable, save_checkpoint
+from distill_app.core.models import (
+    Model,
+    Tokenizer,
+    check_checkpoint,
+    load_tokenizer,
+    load_trainable,
+    save_checkpoint,
+)
+from distill_app.easydistill.job import Job, at_commit, read_labeled
+from distill_app.evaluation import statistics
+from distill_app.report.cards.card import training_card
+from distill_app.report.cards.origin import copy_license, with_licences
 from distill_app.training.config import (
-    Job,
+    DVCLIVE,
     logging_steps,
+    max_length,
     objective_of,
-    read_job,
+    read_training,
+    reporters,
     sft_arguments,
     splits_weights,
-    token_budget,
 )
 from distill_app.training.examples import Examples, Template, build_examples, read_template, with_teacher
 from distill_app.training.provenance import origin_of
@@ -48,9 +57,11 @@ def train_student(config_path: str, labeled_path: str | None = None, logits_path
     from distill_app.training.work import work_folder
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of names that transformers and TRL still use
-    job = read_job(config_path, labeled_path, logits_path)
+    job = read_training(config_path, labeled_path, logits_path)
+    _refuse_deepspeed(job)
+    job = at_commit(job)
     template = read_template(job.dataset.template)
-    tokenizer = load_tokenizer(job.models.student)
+    tokenizer = load_tokenizer(job.models.student, job.models.student_revision)
     logits = _open_logits(job, tokenizer)
     examples = _examples(job, tokenizer, template, logits)
     origin = origin_of(job, logits, _world_size())
@@ -68,8 +79,15 @@ def train_student(config_path: str, labeled_path: str | None = None, logits_path
                 card = training_card(Path(job.output_dir).name, origin, validation)
                 save_text(folder / "README.md", card)
                 copy_license(job.models.student, folder)
+                check_checkpoint(folder)
         trainer.accelerator.wait_for_everyone()
     return job.output_dir
+
+
+def _refuse_deepspeed(job: Job) -> None:
+    """Raise ValueError where accelerate was launched with DeepSpeed, which moves the weights at each part."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" or job.training.get("deepspeed"):
+        raise ValueError(f"{job.path}: the trainer does not run under DeepSpeed; use accelerate: fsdp")
 
 
 def _world_size() -> int:
@@ -81,13 +99,21 @@ def _rank() -> int:
 
 
 def _open_logits(job: Job, tokenizer: Tokenizer) -> TopLogits | None:
-    if not job.is_white_box or not job.dataset.logits_path:
+    if not job.is_white_box:
         return None
     path = job.dataset.logits_path
+    if not path:
+        raise ValueError(
+            f"{job.path}: dataset.logits_path: missing, and a white-box job learns from more than words;"
+            " label first (run_easy_distill does), or give --logits"
+        )
     logits = TopLogits(path)
     if not logits.top:
-        raise ValueError(f"{path}: found no probabilities; set label.top_logits above 0 and label again")
-    if tokenizer_digest(tokenizer) != logits.tokenizer:
+        raise ValueError(
+            f"{path}: found no probabilities; set label.top_logits (of System 2 score_s2.top_logits) above 0"
+            " and run that stage again"
+        )
+    if tokenizer_digest(tokenizer, logits.vocab_size) != logits.tokenizer:
         raise ValueError(
             f"{path}: the teacher {logits.teacher} has another tokenizer than {job.models.student};"
             " take a student of the teacher's family, or learn from words (kd_ratio: 0)"
@@ -96,8 +122,8 @@ def _open_logits(job: Job, tokenizer: Tokenizer) -> TopLogits | None:
 
 
 def _examples(job: Job, tokenizer: Tokenizer, template: Template, logits: TopLogits | None) -> Examples:
-    path, limit = job.dataset.labeled_path, job.max_length
-    records = read_records(path)
+    path, limit = job.dataset.labeled_path, max_length(job)
+    records = read_labeled(path)
     examples = build_examples(
         records,
         tokenizer,
@@ -133,12 +159,14 @@ def _fit(
     """Train, from the last whole checkpoint if there is one.
 
     Returns:
-        The trainer with the best weights, and their score on the held-out examples as the card takes it;
+        The trainer with the best weights, and their loss on the held-out examples as the card takes it;
         None where none are held out.
     """
     from transformers import PrinterCallback
 
     from distill_app.training.batches import Collator
+    from distill_app.training.memory import tokens_at_a_time
+    from distill_app.training.noise import add_noise
     from distill_app.training.progress import Patience, Progress
     from distill_app.training.trainer import DistillationTrainer, check_output_layer, set_deterministic
     from distill_app.training.work import Checkpoints, last_checkpoint
@@ -149,14 +177,17 @@ def _fit(
     model = _load_model(job, split)
     softcap = getattr(model.config, "final_logit_softcapping", None)
     check_output_layer(model, examples.train[0], softcap)
+    if alpha := job.training.get("neftune_noise_alpha"):
+        add_noise(model.get_base_model() if job.lora else model, alpha)
     require_free_space(
         work, 2 * CHECKPOINT_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
     )
     trainer = DistillationTrainer(
         model,
         objective_of(job, logits, softcap),
-        token_budget(job),
+        tokens_at_a_time(job, model, arguments, split),
         split,
+        job.batching.tokens_per_step,
         args=arguments,
         data_collator=Collator(logits),
         train_dataset=examples.train,
@@ -168,6 +199,12 @@ def _fit(
     trainer.add_callback(Progress(lambda: trainer.tokens_seen, bool(examples.validation)))
     if job.validation.patience and examples.validation:
         trainer.add_callback(Patience(job.validation.patience))
+    if DVCLIVE in reporters(job):
+        from distill_app.training.live import LiveFigures
+
+        trainer.add_callback(LiveFigures(Path(job.output_dir).name))
+    if _rank() == 0:
+        _tell_batches(trainer)
     checkpoint = last_checkpoint(work)
     if checkpoint and _rank() == 0:
         print(f"training: going on from {checkpoint.name}", file=sys.stderr, flush=True)
@@ -184,9 +221,25 @@ def _fit(
     }
 
 
+def _tell_batches(trainer: Any) -> None:
+    """Print how many tokens a step has and how many go through the model at a time, and an idle GPU."""
+    batches = trainer.step_batches()
+    tokens = sum(batches.lengths) // len(batches)
+    line = (
+        f"training: {len(batches)} steps an epoch of about {tokens} tokens,"
+        f" at most {trainer.tokens_at_a_time} at a time on {trainer.args.device}"
+    )
+    if trainer.args.device.type == "cuda" and trainer.args.world_size == 1:
+        import torch
+
+        others = torch.cuda.device_count() - 1
+        line += f"; {others} more GPUs stand idle, accelerate: ddp takes all" if others else ""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _token_loss(losses: Sequence[tuple[float, int]]) -> statistics.Figure:
     """Return the loss a token, in nats, of each example's sum and count of tokens."""
-    return statistics.ratio(*zip(*losses, strict=True))
+    return statistics.rate(*zip(*losses, strict=True))
 
 
 def _load_model(job: Job, split: bool) -> Model:
@@ -194,7 +247,8 @@ def _load_model(job: Job, split: bool) -> Model:
         from distill_app.training.adapters import load_with_adapters
 
         return load_with_adapters(job)
-    return load_trainable(job.models.student, in_bfloat16=split)[0]
+    models = job.models
+    return load_trainable(models.student, in_bfloat16=split, revision=models.student_revision)[0]
 
 
 def _finished(job: Job, trainer: Any, work: Path) -> Model:
@@ -210,7 +264,7 @@ def _finished(job: Job, trainer: Any, work: Path) -> Model:
     if job.lora:
         from distill_app.training.adapters import merged
 
-        return merged(model, job.models.student) if _rank() == 0 else None
+        return merged(model, job) if _rank() == 0 else None
     return model
 
 

@@ -1,0 +1,1 @@
+"""Everything that yields a number: asking, scores, benchmarks, judge, statistics, verdict."""

@@ -1,0 +1,1 @@
+"""Prompts in, answers out: the engines that generate. They know no store and no labels."""
