@@ -10,7 +10,7 @@ from dvc.utils.serialize import load_yaml
 from pipeline import dvc, make_project
 
 from distill_app.core.params import read_params, read_section, read_yaml, texts
-from distill_app.easydistill.params import WordsAndProbabilities
+from distill_app.easydistill.params import TrainParams
 from distill_app.labeling.params import LabelParams
 from distill_app.profiles import SECTIONS, check_profile
 
@@ -56,7 +56,7 @@ def test_what_an_experiment_writes_is_read_back_with_that_change_alone(tmp_path,
     expected["train_s1"]["learning_rate"], expected["label"]["ray_address"] = 2e-5, "on"
     assert read_params(written) == expected
     check_profile(written)
-    assert read_section("train_s1", WordsAndProbabilities, written).learning_rate == 2e-5
+    assert read_section("train_s1", TrainParams, written).learning_rate == 2e-5
 
 
 @pytest.mark.slow

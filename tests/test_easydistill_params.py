@@ -8,7 +8,7 @@ import yaml
 from conftest import ROOT
 
 from distill_app.core.params import read_section
-from distill_app.easydistill.params import OWN_PARAMS, TrainParams, WordsAndProbabilities
+from distill_app.easydistill.params import OWN_PARAMS, TrainParams
 from distill_app.training.config import read_training, sft_arguments
 from stages import write_config
 
@@ -80,7 +80,7 @@ def test_the_production_profile_trains_long_rows_with_checkpointing(write):
     config = write("profiles/qwen2.5.yaml")
     assert config["batching"] == {"tokens_per_step": 16384, "tokens_at_a_time": None}
     assert config["training"]["max_length"] == 4096 and config["training"]["gradient_checkpointing"] is True
-    assert read_section("train_s1", WordsAndProbabilities, ROOT / "profiles/qwen2.5.yaml").training == {}
+    assert read_section("train_s1", TrainParams, ROOT / "profiles/qwen2.5.yaml").training == {}
 
 
 def test_a_map_that_is_none_is_told(tmp_path):
