@@ -50,7 +50,7 @@ class Person:
 
 @contextlib.contextmanager
 def a_folder(folder: Path) -> Iterator[tuple[Person, dict[str, str]]]:
-    """Give a person, and what of README's remote on a folder is named otherwise here."""
+    """Give a person, and what of the docs' remote on a folder is named otherwise here."""
     yield Person(folder / "home"), {"/mnt/team/distill": str(folder / "store")}
 
 

@@ -1,4 +1,4 @@
-"""README's sections on sharing, experiments and publishing: every command, on real remotes over loopback.
+"""docs/sharing.md: every command, on real remotes over loopback.
 
 The graph is the project's own; stand-ins that take no time write what its stages would.
 """
@@ -14,6 +14,7 @@ import yaml
 from conftest import ROOT
 from remotes import KEY_ID, SECRET, Person, a_folder, a_hub, on_s3, over_ssh
 
+PAGE = ROOT / "docs/sharing.md"
 SHARE, COMPARE, PUBLISH = "Share through a remote", "Compare experiments", "Publish a student"
 FIRST_LINES = {a_folder: "/mnt/team", over_ssh: "ssh://", on_s3: "s3://"}
 STAND_IN = """
@@ -45,8 +46,8 @@ for kind in ("outs", "metrics", "plots"):
 
 
 def blocks(section: str) -> list[list[str]]:
-    """Return the commands of a README section, one list a code block, without their comments."""
-    text = (ROOT / "README.md").read_text().split(f"### {section}\n")[1].split("\n### ")[0]
+    """Return the commands of a section, one list a code block, without their comments."""
+    text = PAGE.read_text().split(f"## {section}\n")[1].split("\n## ")[0]
     found = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return [[line.split("   #")[0].strip() for line in block.strip().split("\n")] for block in found]
 
@@ -103,7 +104,7 @@ def place(finished, tmp_path) -> Path:
 
 
 def share(place: Path, ivan: Person, names: dict[str, str], kind=a_folder) -> None:
-    """Run README's commands for a remote of a kind and for the push, with other names in them."""
+    """Run the page's commands for a remote of a kind and for the push, with other names in them."""
     for command in [*block(SHARE, FIRST_LINES[kind]), *block(SHARE, "dvc push")]:
         for name, here in names.items():
             command = command.replace(name, here)
@@ -144,7 +145,7 @@ def assert_no_secrets(ivan: Person, *folders: Path) -> None:
 def test_a_secret_of_the_projects_own_stays_out_of_git(place):
     lab, ivan = place / "lab", Person(place / "home")
     ivan.run(block(SHARE, "s3://")[0], lab)
-    text = (ROOT / "README.md").read_text()
+    text = PAGE.read_text()
     (command,) = re.findall(r"`(dvc remote modify --local team secret_access_key) \.\.\.`", text)
     ivan.run(f"{command} {SECRET} && git add -A", lab)
     assert SECRET in (lab / ".dvc/config.local").read_text()
