@@ -12,6 +12,7 @@ from distill_app.evaluation.asking.params import MeasureParams
 from distill_app.evaluation.benchmarks.params import BenchmarkParams
 from distill_app.evaluation.params import CompareParams
 from distill_app.labeling.params import LabelParams, ScoreParams
+from distill_app.refining.params import RefineParams
 
 SECTIONS: dict[str, type[Section]] = {
     "base_models": BaseModelsParams,
@@ -21,6 +22,8 @@ SECTIONS: dict[str, type[Section]] = {
     "score_s2": ScoreParams,
     "train_s1": TrainParams,
     "train_s2": TrainParams,
+    "refine_s1": RefineParams,
+    "refine_s2": RefineParams,
     "measure": MeasureParams,
     "benchmark": BenchmarkParams,
     "compare": CompareParams,

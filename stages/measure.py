@@ -5,7 +5,7 @@ from distill_app.core.stage import run_stage
 from distill_app.easydistill.params import TrainParams
 from distill_app.evaluation.asking.measure import measure_models
 from distill_app.evaluation.asking.params import MeasureParams
-from distill_app.evaluation.candidates import five_models
+from distill_app.evaluation.candidates import compared_models
 from distill_app.labeling.params import LabelParams
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     label = read_inputs("measure", LabelParams, "label")
     before1 = read_inputs("measure", TrainParams, "train_s1")
     before2 = read_inputs("measure", TrainParams, "train_s2")
-    candidates = five_models(
+    candidates = compared_models(
         label,
         params,
         system1_before=before1.student,

@@ -116,6 +116,7 @@ def test_distil_system2_writes_its_config_and_returns_the_checkpoint(folder, tin
     assert isinstance(reply, str) and "Assistant:" not in reply
 
 
+@pytest.mark.slow
 def test_distil_system1_returns_the_checkpoint(folder, tiny_model_dir):
     (folder / "d.json").write_text(json.dumps(RECORDS))
     config = {"student_model": str(tiny_model_dir), "labeled_path": "d.json", "backend": "builtin"}
@@ -194,6 +195,7 @@ def test_prepare_system1_prints_what_it_left_out_and_why(folder, capsys):
     assert capsys.readouterr().out == "1 of 2 rows left out: 1 duplicate\n"
 
 
+@pytest.mark.slow
 def test_data_is_read_as_a_stream_before_a_training_and_when_it_is_prepared(folder):
     with Path("rows.jsonl").open("w") as file:
         for n in range(20_000):

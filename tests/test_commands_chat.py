@@ -182,6 +182,7 @@ def test_a_question_too_long_for_the_model_is_an_error_in_one_line(tiny_model_di
     assert run.stderr.startswith("error: question: found ") and run.stderr.endswith("ask a shorter one\n")
 
 
+@pytest.mark.slow
 def test_a_question_is_answered_from_the_shell_and_from_a_pipe(tiny_model_dir):
     model = str(tiny_model_dir)
     runs = [
@@ -232,7 +233,7 @@ def test_several_models_answer_under_their_names_with_their_speed(tiny_model_dir
     assert second.startswith(f"{other}\n{alone.strip()}\n")
 
 
-def test_compare_asks_the_five_models_of_the_params(tiny_model_dir, tmp_path, monkeypatch):
+def test_compare_asks_the_compared_models_of_the_params(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["label"]["teacher"] = "models/base/teacher"
@@ -269,6 +270,7 @@ def endless(tiny_copy) -> Path:
     return tiny_copy
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_ctrl_d_the_chat_and_arrows_bring_back_what_was_asked(endless):
     terminal = Terminal("chat", str(endless), "--max-new-tokens", "1800")
     terminal.until("/help shows")
@@ -296,6 +298,7 @@ def test_ctrl_c_stops_the_answer_ctrl_d_the_chat_and_arrows_bring_back_what_was_
     assert terminal.exit_code() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_in_a_pipe(endless):
     command = [*COMMAND, "chat", str(endless), "--max-new-tokens", "1800"]
     with subprocess.Popen(

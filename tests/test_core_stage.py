@@ -68,6 +68,7 @@ def test_a_stage_ends_when_its_parent_is_killed():
     assert wait_until(lambda: not is_running(child))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_leaves_no_folder_and_no_trainer(tmp_path, tiny_model_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = [{"instruction": f"Say {n}.", "input": "", "output": "yes " * 40} for n in range(64)]

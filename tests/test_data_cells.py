@@ -31,6 +31,7 @@ def column(values: list) -> pa.Array:
     return pa.array(["before", *values, "after"], pa.large_string())[1:-1]
 
 
+@pytest.mark.slow
 def test_every_white_space_of_python_and_no_other_letter_is_blank() -> None:
     found = is_blank(column(LETTERS))
     assert [letter for letter, blank in zip(LETTERS, found, strict=True) if blank] == [

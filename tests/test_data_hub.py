@@ -176,6 +176,7 @@ def run(hub: Hub, home: Path, code: str, **environment: str) -> subprocess.Compl
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_slice_downloads_the_shards_that_it_touches_and_no_other(hub: Hub, tmp_path: Path) -> None:
     assert load(hub, tmp_path, "train[:1500]") == list(range(1500))
     assert sorted(hub.downloaded) == [f"data/train-{n:05d}-of-00012.parquet" for n in range(2)]
@@ -186,6 +187,7 @@ def test_a_slice_downloads_the_shards_that_it_touches_and_no_other(hub: Hub, tmp
     assert hub.downloaded == []  # both lie in the cache
 
 
+@pytest.mark.slow
 def test_a_slice_from_the_end_reads_all_footers_and_one_shard(hub: Hub, tmp_path: Path) -> None:
     assert load(hub, tmp_path, "train[-3:]", "v1") == [11997, 11998, 11999]
     assert hub.downloaded == ["data/train-00011-of-00012.parquet"]
@@ -225,6 +227,7 @@ def offline(hub: Hub, home: Path, slice_str: str, revision: str | None = None) -
     return load(hub, home, slice_str, revision, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", [None, "v1", COMMIT])
 def test_a_slice_that_was_read_once_is_read_offline_from_the_same_cache(
     hub: Hub, tmp_path: Path, revision: str | None
@@ -244,6 +247,7 @@ def test_a_slice_that_was_read_once_is_read_offline_from_the_same_cache(
     )
 
 
+@pytest.mark.slow
 def test_a_cache_half_written_is_an_error_that_names_the_file(hub: Hub, tmp_path: Path) -> None:
     assert load(hub, tmp_path, "train[:5]") == list(range(5))
     (file,) = tmp_path.rglob("train-00000-of-00012.parquet")
@@ -266,6 +270,7 @@ def moved(hub: Hub) -> None:
     hub.main = NEXT_COMMIT
 
 
+@pytest.mark.slow
 def test_a_branch_that_moves_while_it_is_read_is_read_as_it_was(hub: Hub, tmp_path: Path) -> None:
     answer = hub.file
 
@@ -280,6 +285,7 @@ def test_a_branch_that_moves_while_it_is_read_is_read_as_it_was(hub: Hub, tmp_pa
     assert load(hub, tmp_path, "train[:2]", COMMIT) == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_commit_that_was_read_stands_in_the_counts_and_a_moved_branch_is_told(
     hub: Hub, tmp_path: Path
 ) -> None:
@@ -300,6 +306,7 @@ def test_the_commit_that_was_read_stands_in_the_counts_and_a_moved_branch_is_tol
     )
 
 
+@pytest.mark.slow
 def test_a_config_is_read_by_its_name_and_without_one_those_that_there_are_are_named(
     hub: Hub, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_key_that_is_said_twice_is_a_counted_reject(tmp_path: Path) -> None:
     assert selected.dropped == {"duplicated key": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
 def test_a_text_of_ten_megabytes_is_kept_whole_or_dropped_by_its_length(tmp_path: Path, kind: str) -> None:
     rows = [row("short", output="é" * 5_000_000), row("x" * 10_000_000, output="y")]

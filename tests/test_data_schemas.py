@@ -203,6 +203,7 @@ def long_rows(rows: int, traces: int, size: int) -> pa.Table:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "traces", "size"), [(1500, 3, 34_000), (30, 2, 1_000_000), (2, 2000, 10_000)]
 )
@@ -215,6 +216,7 @@ def test_long_traces_stay_within_the_memory_in_one_row_group(
     assert peak < 1000
 
 
+@pytest.mark.slow
 def test_a_text_that_a_dictionary_repeats_stays_within_the_memory(tmp_path: Path) -> None:
     long = "x" * 1_000_000
     rows = [{"question": f"q{n}", "reasoning": [{"full_response": long}]} for n in range(600)]
@@ -259,6 +261,7 @@ def test_ten_thousand_columns_are_no_fault(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.slow
 def test_rows_larger_than_the_memory_are_an_error_that_says_which(tmp_path: Path) -> None:
     pq.write_table(long_rows(2, 40, 2_000_000), tmp_path / "rows.parquet")
     from distill_app.data.sources import Reading

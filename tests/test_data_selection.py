@@ -184,6 +184,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_the_old_files_and_the_next_clears_its_scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,7 @@ def test_kd_black_box_train_only_trains(tiny_model_dir):
     check_trained()
 
 
+@pytest.mark.slow
 def test_kd_white_box_scores_what_is_labelled_and_trains_on_words_and_probabilities(tiny_model_dir):
     Path("labeled.json").write_text(json.dumps(RECORDS))
     os.remove("asked.json")

@@ -116,7 +116,8 @@ def right_answers(folder: Path, template: str, delimiter: str) -> int:
     return right
 
 
-def test_five_models_are_scored_as_a_plain_reference_scores_them(models, tmp_path):
+@pytest.mark.slow
+def test_compared_models_are_scored_as_a_plain_reference_scores_them(models, tmp_path):
     write_task(tmp_path)
     result = benchmark(models, tmp_path)["mine"]
     assert set(result) == {
@@ -164,6 +165,7 @@ def answers(monkeypatch):
     return given
 
 
+@pytest.mark.slow
 def test_choices_are_told_apart_finer_than_bfloat16_has_logarithms(models, tmp_path, answers):
     write_task(tmp_path)
     benchmark(models, tmp_path, batch_size=1)
@@ -173,6 +175,7 @@ def test_choices_are_told_apart_finer_than_bfloat16_has_logarithms(models, tmp_p
             assert found[0] == pytest.approx(loglikelihood(model, tokenizer, prompt, choice), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes_and_no_path_is_in_them(models, tmp_path):
     write_task(tmp_path)
     first, second = (json.dumps(benchmark(models, tmp_path)) for _ in range(2))
@@ -200,6 +203,7 @@ def test_models_of_the_same_bytes_are_loaded_once_and_each_is_freed_before_the_n
     assert "system2_before: mine acc" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_stage_tells_its_progress_and_lm_eval_only_the_log(models, tmp_path, monkeypatch, capfd):
     write_task(tmp_path)
     monkeypatch.setattr(run, "REPORT_EVERY_SEC", -1.0)
@@ -218,6 +222,7 @@ def test_a_limit_takes_the_first_questions_and_their_chance(models, tmp_path):
     assert (result["questions"], result["chance"]) == (2, 0.375)
 
 
+@pytest.mark.slow
 def test_with_chat_templates_each_model_is_asked_in_its_own_format(models, tmp_path):
     """A student trained on "Assistant: dog" is not scored on "Assistant:dog"."""
     write_task(tmp_path, doc_to_text="{{question}}")
@@ -250,6 +255,7 @@ def small_index(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_group_with_a_score_stands_for_its_tasks_and_one_without_for_none(models, tmp_path, small_index):
     write_task(tmp_path)
     write_task(tmp_path, "more", QUESTIONS[:3])
@@ -268,6 +274,7 @@ def test_a_group_with_a_score_stands_for_its_tasks_and_one_without_for_none(mode
         assert result["both"]["models"][role]["value"] == pytest.approx(pooled, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_task_whose_answers_are_written_is_scored_by_exact_match(models, tmp_path):
     rows = [
         {"question": "Which fruit is red?", "answer": "cherries"},
@@ -288,6 +295,7 @@ def test_a_task_whose_answers_are_written_is_scored_by_exact_match(models, tmp_p
     assert result["models"]["teacher"]["high"] == pytest.approx(0.657620, abs=1e-6)  # Wilson, 0 of 2
 
 
+@pytest.mark.slow
 def test_a_perplexity_has_no_interval_where_lm_eval_knows_none(models, tmp_path):
     write_task(
         tmp_path,
@@ -302,6 +310,7 @@ def test_a_perplexity_has_no_interval_where_lm_eval_knows_none(models, tmp_path)
     assert (found["low"], found["high"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_standard_error_that_lm_eval_draws_gives_an_interval_and_prints_nothing(models, tmp_path, capfd):
     write_task(
         tmp_path,
@@ -353,6 +362,7 @@ def test_without_tasks_nothing_is_loaded_and_the_result_is_empty(tmp_path):
     assert (tmp_path / "reports/benchmarks.json").read_text() == "{}\n"
 
 
+@pytest.mark.slow
 def test_the_stage_writes_what_the_benchmarks_give(models, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT)
     from stages import benchmark as stage
@@ -370,6 +380,7 @@ def test_the_stage_writes_what_the_benchmarks_give(models, tmp_path, monkeypatch
     assert capsys.readouterr().out == "benchmark: mine -> reports/benchmarks.json\n"
 
 
+@pytest.mark.slow
 def test_a_teacher_behind_a_server_is_left_out_in_words_unless_its_weights_are_named(
     models, tmp_path, capsys
 ):
@@ -382,6 +393,7 @@ def test_a_teacher_behind_a_server_is_left_out_in_words_unless_its_weights_are_n
     assert list(found["mine"]["models"]) == ROLES
 
 
+@pytest.mark.slow
 def test_a_teacher_behind_a_server_is_asked_what_it_writes_itself_once_and_up_to_the_stop(
     models, tmp_path, monkeypatch, capsys
 ):

@@ -16,7 +16,7 @@ from distill_app.evaluation.asking import contender, measure
 from distill_app.evaluation.asking.contender import open_contender
 from distill_app.evaluation.asking.measure import measure_models
 from distill_app.evaluation.asking.params import MeasureParams
-from distill_app.evaluation.candidates import Candidate, TeacherParams, five_models
+from distill_app.evaluation.candidates import Candidate, TeacherParams, compared_models
 from distill_app.generation.answers import Answer, Sampling
 from distill_app.generation.batch import stream_answers
 from distill_app.generation.endpoint import Endpoint
@@ -70,9 +70,10 @@ def run(lab: Path, reports: Path, **changes: object) -> tuple[dict, dict]:
 
 
 def models_of(lab: Path, params: TeacherParams, label: object) -> list[Candidate]:
-    return five_models(label, params, str(lab / "before1"), str(lab / "before2"), str(lab / "models"))
+    return compared_models(label, params, str(lab / "before1"), str(lab / "before2"), str(lab / "models"))
 
 
+@pytest.mark.slow
 def test_the_teacher_answers_both_tasks_and_each_student_its_own(lab, tmp_path):
     answers, costs = run(lab, tmp_path)
     for task, names in ASKED.items():
@@ -87,6 +88,7 @@ def test_the_teacher_answers_both_tasks_and_each_student_its_own(lab, tmp_path):
     assert costs["system1"]["parameters"] < costs["teacher"]["parameters"]
 
 
+@pytest.mark.slow
 def test_fidelity_is_measured_between_a_floor_and_a_ceiling(lab, tmp_path):
     rows = run(lab, tmp_path)[0]["instructions"]
     assert ["forced" in row for row in rows] == [True, True, False]  # fidelity_prompts
@@ -103,6 +105,7 @@ def test_fidelity_is_measured_between_a_floor_and_a_ceiling(lab, tmp_path):
         assert set(row["free"]) == {"teacher", "teacher_again", "system1", "system1_other_prompt"}
 
 
+@pytest.mark.slow
 def test_only_the_teacher_and_the_students_are_timed_each_on_its_own_task(lab, tmp_path):
     costs = run(lab, tmp_path)[1]
     timed = {name: list(cost.get("timed", {})) for name, cost in costs.items()}
@@ -119,6 +122,7 @@ def test_only_the_teacher_and_the_students_are_timed_each_on_its_own_task(lab, t
     assert len(found["load_sec"]) == 2 and found["load_tokens"] <= 9 and found["load_prompts"] == 3
 
 
+@pytest.mark.slow
 def test_each_model_is_loaded_once_and_a_second_run_asks_none_of_them_again(lab, tmp_path, monkeypatch):
     loaded: list[str] = []
     load = contender.load_teacher
@@ -179,13 +183,13 @@ def test_a_student_that_is_not_whole_is_told_before_any_model_is_asked(lab, tmp_
     shutil.copytree(lab / "models", tmp_path / "models")
     (tmp_path / "models/system2/model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"system2: no \*\.safetensors file"):
-        five_models(label_params(), params_of(), "a/b", "a/b", str(tmp_path / "models"))
+        compared_models(label_params(), params_of(), "a/b", "a/b", str(tmp_path / "models"))
 
 
 def test_models_are_asked_at_the_revisions_of_the_params(lab):
     params = params_of(teacher="org/teacher", teacher_revision="t")
     before = ("org/one", "org/two", str(lab / "models"))
-    models = five_models(label_params(), params, *before, system1_revision="a", system2_revision="b")
+    models = compared_models(label_params(), params, *before, system1_revision="a", system2_revision="b")
     found = {model.name: model.revision for model in models}
     assert found == {
         "teacher": "t",
@@ -232,6 +236,7 @@ def short_student(lab: Path, positions: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_prompt_too_long_for_a_student_is_no_instant_answer(lab, tmp_path):
     long, short = "Say it again. " * 40, ["Say 1", "Say 2"]
     lab = with_instructions(lab, tmp_path, [long, *short])
@@ -289,6 +294,7 @@ def test_a_judge_behind_a_server_goes_with_labelling_on_ray(lab):
         assert judge is not None and judge.teacher == "big"
 
 
+@pytest.mark.slow
 def test_a_judge_says_how_system_1_does_against_its_teacher_and_against_itself_before(lab, tmp_path):
     answers, _ = run(lab, tmp_path, judge=str(lab / "teacher"))
     for row in answers["instructions"]:
@@ -331,6 +337,7 @@ def served(lab: Path, monkeypatch: pytest.MonkeyPatch) -> LabelParams:
     return label_params(teacher="big", engine="openai", base_url="http://localhost:1/v1")
 
 
+@pytest.mark.slow
 def test_a_hosted_teacher_has_answers_and_times_and_what_needs_weights_is_left_out_in_words(
     lab, tmp_path, monkeypatch, capsys
 ):

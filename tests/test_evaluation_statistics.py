@@ -161,6 +161,7 @@ def test_a_mean_of_zeros_and_ones_by_gaffke_is_clopper_and_pearsons():
     assert (high + 1) / 2 == pytest.approx(beta.ppf(0.975, 18, 3), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 50, 200])
 def test_graded_scores_with_rare_large_losses_are_seldom_met_below_the_margin(n):
     """A t interval errs in 28, 14 and 5 % of these cases."""

@@ -105,6 +105,7 @@ def test_a_prompt_that_waits_takes_the_place_of_an_answer_that_ends(tiny, monkey
     assert sum(rows_a_pass) == sum(lengths)  # no token was computed for a row that had ended
 
 
+@pytest.mark.slow
 def test_prompts_are_read_only_a_little_ahead(tiny):
     read = []
 
@@ -159,6 +160,7 @@ def test_memory_that_does_not_hold_one_row_ends_with_advice(tiny, monkeypatch):
         generate(*tiny, PROMPTS, Sampling(4), batch_size=4)
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_hold_the_common_head_ends_with_advice(tiny, monkeypatch):
     def full(*_):
         raise MemoryError
@@ -237,6 +239,7 @@ def test_a_slot_is_little_wider_than_its_row(length):
     assert width_for(width_for(length)) == width_for(length)
 
 
+@pytest.mark.slow
 def test_after_memory_ran_out_the_batch_grows_back(tiny, monkeypatch, capsys):
     """Something else takes the memory for a while: two rows fit, and later all again."""
     model, tokenizer = tiny

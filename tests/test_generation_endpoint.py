@@ -249,6 +249,7 @@ def test_answers_of_a_real_server_equal_the_model_s_own(server, tiny, tiny_model
     engine.close()
 
 
+@pytest.mark.slow
 def test_faults_change_no_answer_and_every_prompt_gets_one(server, tiny_model_dir, make_proxy, monkeypatch):
     monkeypatch.setattr(endpoint, "TIMEOUT_SEC", 3.0)
     undisturbed = Endpoint(str(tiny_model_dir), f"http://127.0.0.1:{server.port}/v1", 3)

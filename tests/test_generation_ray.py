@@ -129,6 +129,7 @@ def load_exact(path):
     return load_student(path)[0].float()  # no rounding flips a token
 
 
+@pytest.mark.slow
 def test_two_workers_answer_as_one(spread, tiny, tiny_model_dir):
     make = (InProcess, "tiny", {}, tiny[1], functools.partial(load_exact, str(tiny_model_dir)), 4)
     questions, sampling = prompts(30), Sampling(12, temperature=0.8, seed=3)
@@ -143,6 +144,7 @@ def test_name_identity_and_prompts_are_those_of_the_engine(spread, notes):
     assert engine.render("a", "b", "system1") == "system1: ab"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_answers_in_flight(spread, notes):
     engine = spread(Noting, notes)
     answers, workers, killed = {}, set(), None
@@ -168,6 +170,7 @@ def test_a_killed_worker_costs_its_answers_in_flight(spread, notes):
     assert total <= asked.total() <= total + 2, "more than what was being answered was asked twice"
 
 
+@pytest.mark.slow
 def test_prompts_are_read_a_little_ahead_and_a_caller_may_stop(spread, notes):
     engine = spread(Noting, notes)
     read = []
@@ -188,12 +191,14 @@ def test_prompts_are_read_a_little_ahead_and_a_caller_may_stop(spread, notes):
     assert len(list(engine.generate(prompts(5), Sampling()))) == 5
 
 
+@pytest.mark.slow
 def test_workers_are_kept_for_the_next_prompts(spread, notes):
     engine = spread(Noting, notes)
     first, second = ({pid_of(a) for _, a in engine.generate(prompts(40), Sampling())} for _ in range(2))
     assert first & second
 
 
+@pytest.mark.slow
 def test_an_error_of_the_engine_comes_out_in_its_own_words(spread, notes):
     engine = spread(Noting, notes, "prompt 9", fail)
     with pytest.raises(RuntimeError, match=r"^models/base/teacher: no such model folder$"):
@@ -218,6 +223,7 @@ def test_workers_that_die_at_their_start_end_the_run(spread, notes):
         list(engine.generate(prompts(20), Sampling()))
 
 
+@pytest.mark.slow
 def test_a_prompt_left_without_an_answer_is_an_error(spread, notes):
     with pytest.raises(RuntimeError, match="noting: the engine left a prompt without an answer"):
         list(spread(Forgetful, notes).generate(prompts(20), Sampling()))

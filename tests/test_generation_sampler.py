@@ -52,6 +52,7 @@ def test_tokens_come_as_often_as_their_probability(sampling):
     assert not share[expected == 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [20, 300, 5000])
 def test_so_many_likeliest_tokens_are_drawn_from_in_a_large_vocabulary(top_k):
     """Also where fewer would hold the share of the whole that top_p asks for."""

@@ -95,6 +95,7 @@ def open_vllm(folder, **changes):
     return open_engine(label_params(teacher=str(folder), engine="vllm", batch_size=2, **changes))
 
 
+@pytest.mark.slow
 def test_vllm_is_found_beside_the_main_environment_and_answers_in_a_process_of_its_own(
     beside, tiny_model_dir, tiny
 ):
@@ -119,6 +120,7 @@ def test_vllm_is_found_beside_the_main_environment_and_answers_in_a_process_of_i
     assert cores == ",".join(map(str, sorted(os.sched_getaffinity(0))))
 
 
+@pytest.mark.slow
 def test_a_path_with_a_space_stands_in_nothing_that_would_break_at_it(beside, tiny_model_dir):
     """LD_PRELOAD ends at a space, and so does a path in the linker's command that torch.compile makes."""
     engine = open_vllm(tiny_model_dir)
@@ -131,6 +133,7 @@ def test_a_path_with_a_space_stands_in_nothing_that_would_break_at_it(beside, ti
     assert not Path(prefix).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [("?#1", r"vLLM failed \(a GPU fell off\); run again"), ("?#2", "vLLM's process ended with 9; see its")],
@@ -145,12 +148,14 @@ def test_a_dead_vllm_ends_in_one_line_after_the_answers(prompt, message, beside,
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_vllm_cannot_load_is_told(beside, tiny_model_dir):
     engine = open_engine(label_params(teacher=str(tiny_model_dir), engine="vllm", batch_size=13))
     with pytest.raises(EngineGone, match=r"vLLM cannot load it \(no room for the model\)"):
         list(engine.generate(["a"], Sampling(2)))
 
 
+@pytest.mark.slow
 def test_who_stops_reading_leaves_no_process(beside, tiny_model_dir):
     engine = open_vllm(tiny_model_dir)
     answers = engine.generate((f"prompt {n}" for n in range(1000)), Sampling(2))
@@ -160,6 +165,7 @@ def test_who_stops_reading_leaves_no_process(beside, tiny_model_dir):
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process(beside, tiny_model_dir):
     code = f"""
 import sys, time

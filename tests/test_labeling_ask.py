@@ -113,6 +113,7 @@ def test_cut_answers_are_retried_with_doubled_limits_up_to_the_bound(tmp_path):
         assert asked_for(prompts, store, retry_to=80) == prompts[5:]  # what was cut under 40, under 64
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_however_many_prompts_there_are(tmp_path):
     """What the engine has not answered yet, and what was read for it, stays a few hundred prompts."""
     read_so_far = answered = claimed_most = ahead_most = 0
@@ -336,6 +337,7 @@ def test_a_run_killed_at_ten_random_moments_ends_as_an_uninterrupted_one_and_ask
     assert lost <= 10 * 4  # the engine has four at a time in flight
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_store_ask_each_prompt_exactly_once(tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:

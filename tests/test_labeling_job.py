@@ -418,6 +418,7 @@ def test_a_teacher_with_code_of_its_own_is_told(tiny_copy):
         label_job(path, "out.json")
 
 
+@pytest.mark.slow
 def test_it_is_a_command_that_ends_in_one_line(tiny_model_dir):
     path = write_job(OLD, instructions(1), teacher=tiny_model_dir, temperature=0)
     command = [sys.executable, "-m", "distill_app.labeling", "--config", path, "--out"]

@@ -316,6 +316,7 @@ def test_a_tokenizer_with_tokens_beyond_the_weights_is_refused(tiny):
         check_logits(tiny[0], tokenizer, "label.top_logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, 2, 4])
 def test_a_killed_scoring_goes_on_to_the_same_bytes_and_scores_nothing_twice(
     tiny_model_dir, tmp_path, monkeypatch, work, killed_at
@@ -376,6 +377,7 @@ def counted(monkeypatch, module, name) -> list[str]:
     return calls
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes(tiny_model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logits, "WINDOW_TOKENS", 100)
     expected = write(tmp_path, tiny_model_dir).path.read_bytes()
@@ -384,6 +386,7 @@ def test_several_processes_write_the_same_bytes(tiny_model_dir, tmp_path, monkey
     assert not here and "6 of 6 answers scored" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_of_another_process_is_told_here(tiny_copy, tmp_path):
     model, tokenizer = load_student(str(tiny_copy))
     with torch.no_grad():

@@ -66,6 +66,7 @@ def test_without_names_it_shows_what_is_not_pinned_and_writes_nothing(hub, lab):
     assert (lab / "params.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_all_is_pinned_and_every_other_byte_stays(hub, lab):
     before = (lab / "params.yaml").read_text()
     done = run(hub, lab, "distill_app", "pin", "--all")
@@ -85,6 +86,7 @@ def test_all_is_pinned_and_every_other_byte_stays(hub, lab):
     assert shown.stdout.splitlines() == [f"{name}: {repo}: pinned at {sha}" for name, repo, sha in PINNED]
 
 
+@pytest.mark.slow
 def test_a_branch_that_moved_is_shown_and_only_the_named_pin_moves(hub, lab):
     run(hub, lab, "distill_app", "pin", "--all")
     hub.repos["models/Qwen/Qwen2.5-7B-Instruct"].refs["main"] = commit("f")
@@ -102,6 +104,7 @@ def test_a_branch_that_moved_is_shown_and_only_the_named_pin_moves(hub, lab):
     assert read_params(lab / "params.yaml")["prepare_s2"]["revision"] == commit("9")
 
 
+@pytest.mark.slow
 def test_a_tag_is_pinned_to_its_commit(hub, lab):
     hub.repos["datasets/alibaba-pai/OmniThought"].refs["v1"] = C
     path = lab / "params.yaml"
@@ -200,6 +203,7 @@ def test_a_wrong_call_is_one_line(hub, lab, arguments, message):
     )
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_say_is_told_and_pins_nothing(hub, lab):
     before = (lab / "params.yaml").read_bytes()
     del hub.repos["models/Qwen/Qwen2.5-7B-Instruct"]
@@ -247,6 +251,7 @@ def read_word(lab: Path) -> str:
     return str(json.loads((lab / "data/train_instructions.json").read_text())[0]["instruction"]).split()[0]
 
 
+@pytest.mark.slow
 def test_a_stage_says_which_commit_of_a_branch_it_reads(hub, small):
     done = run(hub, small, "stages.prepare_s1")
     assert done.returncode == 0, done.stderr
@@ -258,6 +263,7 @@ def test_a_stage_says_which_commit_of_a_branch_it_reads(hub, small):
     assert read_word(small) == "Old"
 
 
+@pytest.mark.slow
 def test_a_pinned_stage_reads_its_commit_after_the_branch_moved_and_says_nothing(hub, small):
     assert run(hub, small, "distill_app", "pin", "--all").returncode == 0
     hub.repos["datasets/owner/set"].refs["main"] = B
@@ -266,6 +272,7 @@ def test_a_pinned_stage_reads_its_commit_after_the_branch_moved_and_says_nothing
     assert read_word(small) == "Old"
 
 
+@pytest.mark.slow
 def test_a_branch_that_moved_since_the_last_run_is_told(hub, small):
     run(hub, small, "stages.prepare_s1")
     hub.repos["datasets/owner/set"].refs["main"] = B
@@ -274,6 +281,7 @@ def test_a_branch_that_moved_since_the_last_run_is_told(hub, small):
     assert read_word(small) == "New"
 
 
+@pytest.mark.slow
 def test_offline_a_branch_is_the_commit_that_the_cache_knows(hub, small):
     (small / "ask.py").write_text(
         "from distill_app.core.hub import find_commit; print(*find_commit('owner/set', None, 'dataset'))"
@@ -285,6 +293,7 @@ def test_offline_a_branch_is_the_commit_that_the_cache_knows(hub, small):
     assert run(hub, small, "ask").stdout == f"{B} {A}\n"
 
 
+@pytest.mark.slow
 def test_the_students_commit_goes_into_the_config_that_trains_it(hub, lab):
     done = run(hub, lab, "stages.write_config")
     assert done.returncode == 0, done.stderr
@@ -293,6 +302,7 @@ def test_the_students_commit_goes_into_the_config_that_trains_it(hub, lab):
     assert done.stderr.count("is not pinned; this run reads") == 2
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_config_is_written_and_says_that_it_is_not_pinned(hub, lab):
     done = run(hub, lab, "stages.write_config", HF_HUB_OFFLINE="1")
     assert done.returncode == 0
@@ -326,6 +336,7 @@ def test_a_student_is_trained_from_its_commit_and_says_so(hub, tmp_path, monkeyp
     assert not any(asked.endswith((".safetensors", "tokenizer.json")) for asked in of_the_branch)
 
 
+@pytest.mark.slow
 def test_the_teachers_commit_is_told_and_stands_in_the_labels_metrics(hub, lab):
     tiny_repo(hub, lab)
     text = (ROOT / "params.yaml").read_text().replace("teacher: models/base/teacher", "teacher: owner/tiny")

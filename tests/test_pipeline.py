@@ -20,6 +20,8 @@ STAGES = {
     "write_config",
     "train_s1",
     "train_s2",
+    "refine_s1",
+    "refine_s2",
     "benchmark",
     "measure",
     "compare",
@@ -67,7 +69,7 @@ def test_a_comment_in_the_params_reruns_nothing(project):
 def test_system2s_learning_rate_reruns_only_system2_and_is_named_in_the_diff(project):
     change_param(project, "train_s2", learning_rate=1.0e-3)
     assert "train_s2.learning_rate" in dvc(project, "params", "diff")
-    assert stages_run(dvc(project, "repro")) == {"write_config", "train_s2"} | JUDGED
+    assert stages_run(dvc(project, "repro")) == {"write_config", "train_s2", "refine_s2"} | JUDGED
 
 
 @pytest.mark.slow
@@ -88,9 +90,26 @@ def test_system2_learns_from_the_teachers_probabilities_too(project):
 
 
 @pytest.mark.slow
+def test_a_student_refined_on_its_own_answers_is_judged_beside_itself_on_words(project):
+    change_param(project, "refine_s1", steps=2, batch_size=2, max_new_tokens=4, on_policy=1.0)
+    assert stages_run(dvc(project, "repro")) == {"refine_s1"} | JUDGED
+    comparison = json.loads((project / "reports/comparison.json").read_text())
+    models = {name: found["model"] for name, found in comparison["models"].items()}
+    assert (models["system1"], models["system1_words"]) == ("models/refined/system1", "models/system1")
+    assert models["system2"] == "models/system2" and "system2_words" not in models
+    notes = comparison["students"]["system1"]["notes"]
+    assert any("Refining it on its own answers changed that by" in note for note in notes)
+    assert "System 1 on words" in (project / "reports/comparison.html").read_text()
+    assert "on_policy" in (project / "reports/cards/system1.md").read_text()
+    assert "Data and pipelines are up to date." in dvc(project, "repro")
+    change_param(project, "refine_s1", steps=0)
+    assert stages_run(dvc(project, "repro")) == {"refine_s1"}  # what follows lies in the cache
+
+
+@pytest.mark.slow
 def test_the_labelling_temperature_reruns_labels_and_system1(project):
     change_param(project, "label", temperature=0.7)
-    assert stages_run(dvc(project, "repro")) == {"label", "train_s1"} | JUDGED
+    assert stages_run(dvc(project, "repro")) == {"label", "train_s1", "refine_s1"} | JUDGED
 
 
 def test_how_fast_and_where_the_teacher_is_asked_reruns_nothing(project):
@@ -119,9 +138,10 @@ def test_new_sample_data_of_system1_reruns_system1(project):
     table = pq.read_table(path)
     new = pa.table({"instruction": ["Name a quiet place."], "output": ["A library."]})
     pq.write_table(pa.concat_tables([new.cast(table.schema), table]), path)
-    assert stages_run(dvc(project, "repro")) == {"prepare_s1", "label", "train_s1"} | JUDGED
+    assert stages_run(dvc(project, "repro")) == {"prepare_s1", "label", "train_s1", "refine_s1"} | JUDGED
 
 
+@pytest.mark.slow
 def test_comparison_code_reruns_compare_alone(project):
     path = project / "distill_app/report/console.py"
     path.write_text(path.read_text() + "\n# a remark\n")
@@ -133,11 +153,13 @@ def change_targets(project: Path, **values: float) -> None:
     change_param(project, "compare", system1={**params["compare"]["system1"], **values})
 
 
+@pytest.mark.slow
 def test_a_threshold_asks_no_model(project):
     change_targets(project, min_speedup=1.5)
     assert stages_run(dvc(project, "repro")) == {"compare"}
 
 
+@pytest.mark.slow
 def test_a_missed_threshold_can_fail_the_run_and_leaves_its_report_to_read(project):
     change_targets(project, min_speedup=1000.0)
     change_param(project, "compare", fail_below=True)
@@ -153,6 +175,7 @@ def test_system2_alone_runs_nothing_of_system1(project):
     assert stages_run(dvc(project, "repro", "train_s2")) == {"write_config", "train_s2"}
 
 
+@pytest.mark.slow
 def test_metrics_and_plots_show_what_was_measured(project):
     metrics = dvc(project, "metrics", "show")
     assert "reports/scores.json" in metrics and "system2.multi_step" in metrics

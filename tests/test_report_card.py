@@ -221,6 +221,7 @@ def test_a_teacher_that_says_nothing_of_its_licence_is_told(tiny_copy):
     assert "The teacher's licence is unknown; read it first" in text and "`Big/Teacher`" in text
 
 
+@pytest.mark.slow
 def test_the_bundled_teachers_file_says_name_and_licence():
     from distill_app.base.embedded import about_teacher
 

@@ -101,6 +101,7 @@ def test_the_page_opens_with_the_verdict_and_asks_for_nothing(open_page):
     assert page.locator("main > section").first.get_attribute("id") == "verdict"
 
 
+@pytest.mark.slow
 def test_the_first_screen_holds_verdicts_what_decides_cost_and_two_answers_of_each_student(open_page):
     page = open_page(comparisons.scored(60))
     for part in (".head", ".checks", ".cost", ".examples"):
@@ -126,6 +127,7 @@ def test_names_in_the_pictures_do_not_run_into_each_other_nor_out_of_the_card(op
     assert faults == []
 
 
+@pytest.mark.slow
 def test_what_a_model_says_is_text_and_never_markup(open_page):
     calm = open_page(comparisons.scored(len(HOSTILE)))
     answers = comparisons.scored(len(HOSTILE))
@@ -311,6 +313,7 @@ def test_the_page_works_from_the_keyboard(open_page):
     assert page.locator("#reasoning details.prompt").nth(1).get_attribute("open") is not None
 
 
+@pytest.mark.slow
 def test_hundreds_of_prompts_are_searched_opened_and_closed(open_page):
     page = open_page(comparisons.scored(400))
     opened = page.locator("#instructions details.prompt[open]")

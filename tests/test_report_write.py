@@ -56,6 +56,7 @@ def test_every_bar_of_the_plot_has_a_name_of_its_own_and_is_a_percentage():
     assert all(0 <= float(row["percent"]) <= 100 for row in rows)
 
 
+@pytest.mark.slow
 def test_dvc_draws_each_bar_from_its_own_row(tmp_path):
     """Bars of one name would be added up, to more than 100 percent."""
     write()

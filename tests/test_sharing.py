@@ -210,6 +210,7 @@ def test_experiments_stand_side_by_side_and_one_is_kept(place):
         assert "up to date" in ivan.run("dvc repro", lab)
 
 
+@pytest.mark.slow
 def test_a_tagged_student_is_fetched_without_a_clone(place):
     with a_folder(place) as (ivan, names):
         share(place, ivan, names)

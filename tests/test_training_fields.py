@@ -90,6 +90,7 @@ def passes(monkeypatch, student, **training):
     return len(count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sections", [{}, {"lora": {"r": 2}}], ids=["whole", "adapters"])
 def test_checkpointed_layers_run_forth_once_more(tiny_model_dir, monkeypatch, sections):
     once = passes(monkeypatch, tiny_model_dir, sections=sections)
@@ -147,6 +148,7 @@ def test_a_report_needs_no_more_than_its_name(tiny_model_dir):
     assert sft_arguments(job, "w").report_to == []  # it is this trainer's own callback that writes
 
 
+@pytest.mark.slow
 def test_dvc_shows_a_training_that_runs_and_nothing_is_left_of_it(tiny_model_dir, monkeypatch, plain):
     start = "git -c user.name=t -c user.email=t@t commit -qm start"
     for command in ("git init -q", f"{sys.executable} -m dvc init -q", start):

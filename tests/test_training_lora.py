@@ -31,6 +31,7 @@ def write_lora(student, lora=LORA, quantization="none", **training):
     return write_job(student, sections=sections, num_train_epochs=6, logging_steps=1, **training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_adapters_learn_and_are_merged_into_a_plain_model(tiny_model_dir, bf16):
     train(write_lora(tiny_model_dir, bf16=bf16))
@@ -83,6 +84,7 @@ def runs_quantized(quantization, folder):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_adapters_of_a_quantized_student_are_merged_into_its_own_weights(tmp_path, quantization):
     student = make_tiny_model(tmp_path / "model", layers=2, size=128)  # 4 bit takes 64 weights at a time
@@ -178,6 +180,7 @@ def test_what_adapters_learned_is_in_the_merged_model(with_biases, lora):
     assert torch.allclose(whole, trained, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_adapters_of_the_output_layer_alone_learn(tiny_model_dir):
     train(write_lora(tiny_model_dir, {**LORA, "target_modules": ["lm_head"]}))
     points = curve(OUT)

@@ -104,6 +104,7 @@ def test_patience_counts_the_evaluations_before_a_kill(tiny_model_dir, monkeypat
     assert files_of(OUT) == unbroken
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_whole_is_not_used(tiny_model_dir, monkeypatch, capfd):
     path = write_job(tiny_model_dir, save_steps=2)
     unbroken = files_of(train(path))
@@ -121,6 +122,7 @@ def test_a_checkpoint_that_is_not_whole_is_not_used(tiny_model_dir, monkeypatch,
     assert files_of(OUT) == unbroken
 
 
+@pytest.mark.slow
 def test_a_training_with_other_params_starts_anew_and_the_stale_checkpoints_go(
     tiny_model_dir, monkeypatch, capfd
 ):
@@ -217,6 +219,7 @@ def test_the_output_appears_only_at_the_end(tiny_model_dir, monkeypatch):
     assert seen == [[]] * 6 and Path(OUT).exists()
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoint_and_the_best_are_kept(tiny_model_dir, monkeypatch):
     path = write_job(tiny_model_dir, save_steps=1, learning_rate=0.05, num_train_epochs=6, sections=VALIDATED)
     train(path)

@@ -56,6 +56,7 @@ def write(revision=None, **sections):
     return write_job("some/student", sections={"models": models, **sections}, learning_rate=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("revision", "commit"), [(None, NEW), ("v1", OLD), (OLD, OLD)])
 def test_a_student_is_trained_from_the_commit_that_its_revision_is(hub, checkpoints, revision, commit):
     train(write(revision))
@@ -66,11 +67,13 @@ def test_a_student_is_trained_from_the_commit_that_its_revision_is(hub, checkpoi
     assert front_matter(Path(OUT, "README.md"))["base_model"] == "some/student"
 
 
+@pytest.mark.slow
 def test_weights_under_adapters_are_those_of_the_commit(hub, checkpoints):
     train(write("v1", lora={"r": 2}))
     assert torch.equal(first_weights(OUT), first_weights(checkpoints[OLD]))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_the_commits(hub, monkeypatch):
     seen = []
     real = training.load_tokenizer
@@ -100,6 +103,7 @@ def test_a_revision_that_is_not_there_is_told(hub):
     assert hub_commit(str(hub / "snapshots" / OLD)) is None
 
 
+@pytest.mark.slow
 def test_a_teachers_commit_is_told_as_the_config_names_it(hub, checkpoints):
     models = {"teacher": "some/student", "teacher_revision": "v1"}
     train(write_job(checkpoints[NEW], sections={"models": models}))
@@ -108,6 +112,7 @@ def test_a_teachers_commit_is_told_as_the_config_names_it(hub, checkpoints):
     assert f"commit `{OLD}`" in Path(OUT, "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_revision_whose_commit_is_not_known_is_called_no_commit(hub, checkpoints):
     models = {"teacher": "big/teacher", "teacher_revision": "v1"}
     train(write_job(checkpoints[NEW], sections={"models": models}))
@@ -141,6 +146,7 @@ def test_the_real_easydistill_gets_the_commits_snapshot(hub, install, tmp_path, 
     assert f"commit `{OLD}`" in Path(OUT, "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_the_weights_they_were_trained_on(hub, monkeypatch):
     seen = []
     real = adapters.load_trainable

@@ -41,6 +41,7 @@ def change_config(path, **sections):
     Path(path).write_text(json.dumps({**config, **sections}))
 
 
+@pytest.mark.slow
 def test_training_writes_a_checkpoint_that_learned_and_tells_its_origin(tiny_model_dir):
     assert run_easy_distill(write_job(tiny_model_dir, logging_steps=1)) == 0
     tokenizer = load_student(OUT)[1]
@@ -68,6 +69,7 @@ def test_two_trainings_give_the_same_bytes_and_another_seed_gives_others(tiny_mo
     assert found[0]["model.safetensors"] != other["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_bfloat16_training_learns_as_a_float32_one_does(tiny_model_dir):
     curves = []
     for bf16 in (False, True):
@@ -79,6 +81,7 @@ def test_a_bfloat16_training_learns_as_a_float32_one_does(tiny_model_dir):
     assert curves[1][-1][1] < curves[1][0][1] / 2
 
 
+@pytest.mark.slow
 def test_a_curve_holds_means_over_so_many_steps_and_ends_with_the_last(tiny_model_dir):
     every = curve(train(write_job(tiny_model_dir, logging_steps=1)))
     fourth = curve(train(write_job(tiny_model_dir, logging_steps=4)))
@@ -109,6 +112,7 @@ def make_trainer(student, budget=None, tokens_per_step=None, **training):
     return trainer, examples
 
 
+@pytest.mark.slow
 def test_what_a_step_learns_depends_on_neither_batch_nor_budget(tiny_model_dir):
     """Answers of very different length: means of means would differ."""
     weights, losses = [], []
@@ -131,6 +135,7 @@ def test_what_a_step_learns_depends_on_neither_batch_nor_budget(tiny_model_dir):
         assert loss == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_is_one_key_of_the_config(tiny_model_dir):
     plain = curve(train(write_job(tiny_model_dir, max_length=60)))
     trainer, _ = make_trainer(tiny_model_dir, gradient_checkpointing=True)
@@ -145,6 +150,7 @@ def test_gradient_checkpointing_is_one_key_of_the_config(tiny_model_dir):
     assert points[0] != plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [1, 2, 8])
 def test_one_process_trains_on_one_gpu_however_many_are_visible(tiny_model_dir, monkeypatch, gpus):
     """The Trainer would wrap the model in DataParallel, which crashes in the first step."""
@@ -159,6 +165,7 @@ def test_deepspeed_is_refused_before_the_student_is_loaded(tiny_model_dir, monke
         train(write_job("models/none"))
 
 
+@pytest.mark.slow
 def test_steps_hold_about_so_many_tokens_and_each_example_once_an_epoch(tiny_model_dir, capfd):
     trainer, examples = make_trainer(tiny_model_dir, tokens_per_step=90)
     trainer.train_dataset = examples = [*examples] * 3  # so that there are several steps
@@ -204,6 +211,7 @@ def test_processes_share_each_step_evenly_and_none_is_left_out():
     assert max(first) - min(first) <= max(lengths) / 2
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_tokens_at_a_time_and_changes_nothing_learned(
     tiny_model_dir, monkeypatch, capfd
 ):
@@ -270,6 +278,7 @@ def test_a_steps_loss_is_that_of_a_float64_reference(tiny_model_dir):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_of_prompts_too_are_learned_where_the_config_says_so(tiny_model_dir):
     examples = build_examples(RECORDS, load_student(str(tiny_model_dir))[1], OURS, response_only=False).train
     expected = reference_loss(load_trainable(str(tiny_model_dir))[0], examples)
@@ -277,6 +286,7 @@ def test_losses_of_prompts_too_are_learned_where_the_config_says_so(tiny_model_d
     assert curve(train(path))[0][1] == pytest.approx(expected, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_trained_weights(tiny_model_dir):
     """Its loss is what one more evaluation of the trainer would have found."""
     train(write_job(tiny_model_dir, num_train_epochs=4))
@@ -293,6 +303,7 @@ def held_out(tokenizer, records=RECORDS):
     return build_examples(records, tokenizer, OURS, validation_fraction=0.3, seed=42)
 
 
+@pytest.mark.slow
 def test_held_out_examples_are_not_learned_and_their_loss_is_that_of_the_words(tiny_model_dir):
     # Enough of them that what rounding to bfloat16 does to each averages out
     records = [{**RECORDS[n % 12], "instruction": f"Name number {n}."} for n in range(40)]
@@ -313,6 +324,7 @@ def test_held_out_examples_are_not_learned_and_their_loss_is_that_of_the_words(t
     assert (counts["train"], counts["validation"]) == (len(found.train), len(found.validation))
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_evaluation_are_kept(tiny_model_dir):
     """At such a learning rate the held-out loss soon rises."""
     train(write_job(tiny_model_dir, sections=VALIDATED, save_steps=1, num_train_epochs=6, learning_rate=0.05))
@@ -352,6 +364,7 @@ def test_the_best_step_is_told_from_more_digits_than_are_written():
     assert json.loads(Path("metrics.json").read_text())["best_step"] == 2
 
 
+@pytest.mark.slow
 def test_too_long_examples_are_counted_where_a_person_and_a_reader_see_it(tiny_model_dir, capfd):
     records = [*RECORDS, {**RECORDS[0], "output": "It is. " * 40}]
     for too_long, key, told in (("drop", "too_long_dropped", "left out"), ("cut", "too_long_cut", "cut")):
@@ -387,6 +400,7 @@ def test_a_failed_training_says_why_in_one_line(tiny_model_dir, capfd):
     assert "Traceback" not in err and not Path(OUT).exists()
 
 
+@pytest.mark.slow
 def test_a_finished_checkpoint_is_replaced_only_by_a_finished_one(tiny_model_dir, monkeypatch):
     before = files_of(train(write_job(tiny_model_dir)))
     monkeypatch.setattr("distill_app.training.train._save_records", lambda *_: 1 / 0)

@@ -82,6 +82,7 @@ def first_loss(student, **options):
     return curve(OUT)[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["forward_kld", "reverse_kld"])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(tiny_model_dir, divergence):
     model, tokenizer = load_trainable(str(tiny_model_dir))
@@ -93,6 +94,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(tiny_model_dir, div
         assert first_loss(tiny_model_dir, distillation=how) > 0.5
 
 
+@pytest.mark.slow
 def test_padding_of_the_output_layer_is_no_part_of_the_vocabulary(tiny_copy):
     """The student's layer has rows that the teacher's has not, and they would take most of the mass."""
     model, tokenizer = load_trainable(str(tiny_copy))

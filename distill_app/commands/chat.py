@@ -116,16 +116,16 @@ def _conversations(args: argparse.Namespace) -> dict[str, "Conversation"]:
 
 
 def _compared() -> Sequence["Candidate"]:
-    """Return the five models of the comparison, as its stage names them."""
+    """Return the models of the comparison, as its stage names them."""
     from distill_app.core.params import read_section
     from distill_app.easydistill.params import TrainParams
     from distill_app.evaluation.asking.params import MeasureParams
-    from distill_app.evaluation.candidates import five_models
+    from distill_app.evaluation.candidates import compared_models
     from distill_app.labeling.params import LabelParams
 
     before1 = read_section("train_s1", TrainParams)
     before2 = read_section("train_s2", TrainParams)
-    return five_models(
+    return compared_models(
         read_section("label", LabelParams),
         read_section("measure", MeasureParams),
         system1_before=before1.student,

@@ -1,4 +1,4 @@
-"""The five models of the comparison: the teacher, each student, and each student before distillation."""
+"""The models of the comparison: the teacher, and each student before, after, and amid its distillation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 from distill_app.core.models import Quantization, check_checkpoint
 from distill_app.core.params import Section
 from distill_app.core.prompts import Mode
+from distill_app.evaluation.students import student_folder
 from distill_app.labeling.params import LabelParams
 
 
@@ -23,7 +24,7 @@ class TeacherParams(Section):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the five: its name in the comparison, where it lies, and how it is asked.
+    """One of the models: its name in the comparison, where it lies, and how it is asked.
 
     A distilled student is asked with the prompt of its `mode`, which it was trained on. The others (None) are
     asked in their own chat format, as whoever uses them undistilled would.
@@ -37,7 +38,7 @@ class Candidate:
     base_url: str | None = None  # of the server that answers for a model without weights here
 
 
-def five_models(
+def compared_models(
     label: LabelParams,
     weights: TeacherParams,
     system1_before: str,
@@ -48,19 +49,26 @@ def five_models(
 ) -> list[Candidate]:
     """Return the models to compare, the teacher first.
 
+    A student that was refined on its own answers brings along the one that had learned from words alone.
+
     Raises:
         FileNotFoundError, ValueError: a student is not there or not whole.
     """
-    students = Path(models_dir)
-    for mode in ("system1", "system2"):
-        check_checkpoint(students / mode)
     return [
         _teacher(label, weights),
         Candidate("system1_before", system1_before, revision=system1_revision),
-        Candidate("system1", str(students / "system1"), "system1"),
+        *_students(models_dir, "system1"),
         Candidate("system2_before", system2_before, revision=system2_revision),
-        Candidate("system2", str(students / "system2"), "system2"),
+        *_students(models_dir, "system2"),
     ]
+
+
+def _students(models_dir: str, mode: Mode) -> list[Candidate]:
+    on_words, last = Path(models_dir) / mode, student_folder(models_dir, mode)
+    for folder in {on_words, last}:
+        check_checkpoint(folder)
+    refined = [Candidate(f"{mode}_words", str(on_words), mode)] if last != on_words else []
+    return [*refined, Candidate(mode, str(last), mode)]
 
 
 def _teacher(label: LabelParams, weights: TeacherParams) -> Candidate:

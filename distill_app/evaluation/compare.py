@@ -41,7 +41,7 @@ def compare_models(
     evidence = {
         task: Evidence(task, score_rows(task, answers[task]), costs, known[task], losses) for task in TASKS
     }
-    models = {name: _model(name, evidence, costs) for name in MODELS}
+    models = {name: _model(name, evidence, costs) for name in MODELS if name in costs}
     anchors = {name: _model(name, evidence, {}) for name in ANCHORS}
     comparison = {
         "prompts": {task: len(evidence[task].rows) for task in TASKS}

@@ -1,12 +1,17 @@
-"""What a comparison calls things: its models, the points between which they are held, students, outcomes."""
+"""What a comparison calls things: its models, the points between which they are held, students, outcomes.
+
+A student that was refined on its own answers stands beside itself as it was before that: `_words`.
+"""
 
 from typing import Literal, NamedTuple
 
 MODELS = {
     "teacher": "Teacher",
     "system1_before": "System 1 before",
+    "system1_words": "System 1 on words",
     "system1": "System 1",
     "system2_before": "System 2 before",
+    "system2_words": "System 2 on words",
     "system2": "System 2",
 }
 # What bounds a student's fidelity from below and above

@@ -348,14 +348,7 @@ def _gain(case: Case) -> dict[str, Any] | None:
     before, after = (case.figure(who, measure.key) for who in (case.before, case.name))
     if not is_known(before["value"]) or not is_known(after["value"]):
         return None
-    if measure.key == "agreement":
-        change = _change_in_agreement(case)
-        count = len(forced(case.evidence.rows, case.name, "agreed")[0])
-    else:
-        pairs = [(row[case.name]["right"], row[case.before]["right"]) for row in case.evidence.rows]
-        pairs = [pair for pair in pairs if None not in pair]
-        change = statistics.paired_points([float(a) for a, _ in pairs], [float(b) for _, b in pairs])
-        count = len(pairs)
+    change, count = _change(case, case.before)
     low, high = change["low"], change["high"]
     outcome = "same"
     if count >= FEW and low is not None and low > 0:
@@ -379,11 +372,18 @@ def _gain(case: Case) -> dict[str, Any] | None:
     }
 
 
-def _change_in_agreement(case: Case) -> Figure:
-    """Return the difference of two rates over the same prompts; each has its own count of tokens."""
-    sums = (forced(case.evidence.rows, who, "agreed") for who in (case.name, case.before))
-    after, before = map(_by_prompt, sums)
-    return statistics.mean([one - other for one, other in zip(after, before, strict=True)])
+def _change(case: Case, since: str) -> tuple[Figure, int]:
+    """Return the paired difference of a student to an earlier state of it, and over how many prompts.
+
+    Agreement is a difference of two rates over the same prompts; each has its own count of tokens.
+    """
+    rows = case.evidence.rows
+    if case.student.gain == "agreement":
+        after, before = (_by_prompt(forced(rows, who, "agreed")) for who in (case.name, since))
+        return statistics.mean([one - other for one, other in zip(after, before, strict=True)]), len(after)
+    pairs = [(row[case.name]["right"], row[since]["right"]) for row in rows]
+    pairs = [pair for pair in pairs if None not in pair]
+    return statistics.paired_points([float(a) for a, _ in pairs], [float(b) for _, b in pairs]), len(pairs)
 
 
 def _closed(case: Case) -> dict[str, Any] | None:
@@ -427,6 +427,7 @@ def _headline(student: Student, outcome: str, checks: Sequence[Check]) -> str:
 def _notes(case: Case) -> Iterator[str]:
     """Yield what a verdict rests on and what it leaves out, where there is any of it."""
     student, rows = case.student, case.evidence.rows
+    yield from _refined(case)
     yield from _overlap(case)
     yield from _generalisation(case)
     for key, words in (
@@ -447,6 +448,18 @@ def _notes(case: Case) -> Iterator[str]:
     judged = [row for row in rows if "judged" in row.get(case.name, {})]
     if judged and (unread := unread_pairs(judged, case.name, "teacher")):
         yield f"Left out of its wins, since the judge could not be read: {unread} of {len(judged)} pairs."
+
+
+def _refined(case: Case) -> Iterator[str]:
+    """Yield what refining a student on its own answers changed, since its training on words."""
+    on_words = f"{case.name}_words"
+    figure = case.figure(on_words, case.student.gain)
+    if is_known(figure["value"]):
+        change, _ = _change(case, on_words)
+        yield (
+            f"Refining it on its own answers changed that by {show_both('points', change)} points, from"
+            f" {show('percent', figure)} after its training on words."
+        )
 
 
 def _overlap(case: Case) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The engine that runs vLLM offline; it needs an environment of its own, see the README."""
+"""The engine that runs vLLM offline; it needs an environment of its own, see docs/labelling.md."""
 
 import os
 import sys

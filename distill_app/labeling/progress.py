@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveProgress
 
 REPORT_EVERY_SEC = 15.0
+TELLING_SHARE = 0.25  # of the answers, from which their pace is even; before, a whole batch is under way
 
 
 class Progress:
@@ -75,7 +76,7 @@ class Progress:
         seconds = time.monotonic() - self._began
         parts = [of_all, f"{self.tokens / max(seconds, 1e-9):.0f} tokens/s"]
         new = self.done - self._done_before
-        if self.total is not None and new > 0:
+        if self.total is not None and new > 0 and new >= TELLING_SHARE * (self.total - self._done_before):
             parts.append(f"about {_duration(seconds / new * (self.total - self.done))} left")
         return ", ".join([*parts, f"{self.done - self.asked} from the store"])
 

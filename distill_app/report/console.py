@@ -76,7 +76,7 @@ def _table(comparison: Mapping[str, Any], name: str, student: Student, intervals
     for measure in shown:
         table.add_column(f"{measure.short} {measure.arrow}".strip(), justify="right", overflow="fold")
     anchors = anchors_of(comparison, student.task, shown)
-    for who, label in {**models_of(name), **anchors}.items():
+    for who, label in {**models_of(name, comparison), **anchors}.items():
         figures = [(measure, figure_of(comparison, who, student.task, measure.key)) for measure in shown]
         cells = [_cell(measure, figure, intervals) for measure, figure in figures]
         table.add_row(label, *cells, style="bold" if who == name else "dim" if who in anchors else "")

@@ -54,7 +54,7 @@ def _deciding(comparison: Mapping[str, Any], name: str) -> Iterator[str]:
     student = STUDENTS[name]
     shown = deciding_of(comparison, student)
     rows = []
-    for who, title in {**models_of(name), **anchors_of(comparison, student.task, shown)}.items():
+    for who, title in {**models_of(name, comparison), **anchors_of(comparison, student.task, shown)}.items():
         cells = [show_both(m.style, figure_of(comparison, who, student.task, m.key)) for m in shown]
         row = [title, *cells]
         rows.append([f"**{cell}**" for cell in row] if who == name else row)

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ def render_page(
         prompts=comparison["prompts"],
         slices=[_slices(name, comparison["students"][name]["slices"]) for name in STUDENTS],
         groups=[_group(comparison, group) for group in (*TASKS, "size") if shown_of(comparison, group)],
-        tasks=[_task(key, rows[key]) for key in LISTS],
+        tasks=[_task(key, rows[key], comparison) for key in LISTS],
         few=FEW,
         has_floor=any(
             point["role"] == "floor"
@@ -112,8 +112,8 @@ def render_page(
             for check in found["checks"]
             for point in (check["scale"] or {"points": ()})["points"]
         ),
-        models=MODELS,
-        benchmarks=_benchmarks(clean(comparison["benchmarks"])),
+        models=_shown_models(comparison),
+        benchmarks=_benchmarks(clean(comparison["benchmarks"]), _shown_models(comparison)),
         losses=[(MODELS[name], _loss_chart(name, curves.get(name, {}))) for name in STUDENTS],
         provenance=list(_flatten(clean(provenance))),
     )
@@ -345,12 +345,17 @@ def _loss_chart(student: str, curves: Mapping[str, Sequence[Mapping[str, float]]
     return {"label": label, "svg": Markup(loss_chart(curves, COLOURS[student]))}
 
 
-def _benchmarks(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _shown_models(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Return the models that were asked, each with its title."""
+    return {who: title for who, title in MODELS.items() if comparison["models"].get(who)}
+
+
+def _benchmarks(found: Mapping[str, Any], models: Iterable[str]) -> list[dict[str, Any]]:
     rows = []
     for task, result in found.items():
         style = benchmark_style(result)
         chance = f", chance {write(style, result['chance'])}" if result.get("chance") else ""
-        figures = [result["models"].get(model) or UNKNOWN for model in MODELS]
+        figures = [result["models"].get(model) or UNKNOWN for model in models]
         rows.append(
             {
                 "name": task,
@@ -361,10 +366,11 @@ def _benchmarks(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _task(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _task(key: str, rows: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any]) -> dict[str, Any]:
     task = LISTS[key]
+    models = models_of(task.student, comparison)
     worst_first = sorted(rows, key=lambda row: -1.0 if row["score"] is None else row["score"])
-    prompts = [_prompt(row, task) for row in worst_first]
+    prompts = [_prompt(row, task, models) for row in worst_first]
     counts = {kind: sum(kind in prompt["kinds"] for prompt in prompts) for kind in task.kinds}
     return {
         "id": key,
@@ -377,16 +383,16 @@ def _task(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             (kind, f"{label.format(MODELS[task.student])} ({counts[kind]})")
             for kind, label in task.kinds.items()
         ],
-        "models": list(models_of(task.student).items()),
+        "models": list(models.items()),
         "rows": prompts,
     }
 
 
-def _prompt(row: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def _prompt(row: Mapping[str, Any], task: Task, models: Iterable[str]) -> dict[str, Any]:
     """Return a prompt with its answers, each in pieces of text that say whether they differ."""
     against = row["reference"] if task.against == "reference" else row["teacher"]["text"]
     answers = {}
-    for model in models_of(task.student):
+    for model in models:
         text = row[model]["text"]
         pieces, shared = ([(text, False)], None) if model == task.against else differing(text, against)
         answers[model] = {"judged": {}, **row[model], "pieces": pieces, "shared": shared}

@@ -51,7 +51,8 @@ def _sentences(verdict: Mapping[str, Any]) -> list[str]:
 def _found(name: str, comparison: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the card's part on the comparison."""
     asked = f"{comparison['prompts'][STUDENTS[name].task]} held-out {STUDENTS[name].prompts_name}"
-    models = ["teacher", "before distillation", "this model"]
+    called = {f"{name}_before": "before distillation", f"{name}_words": "on words alone", name: "this model"}
+    models = [called.get(who, who) for who in models_of(name, comparison)]
     yield "## Compared with its teacher"
     yield from (f"- {escaped(sentence)}" for sentence in _sentences(comparison["students"][name]))
     yield ""
@@ -59,13 +60,13 @@ def _found(name: str, comparison: Mapping[str, Any]) -> Iterator[str]:
     yield "\nIn brackets: 95% intervals."
     if comparison["benchmarks"]:
         yield ""
-        yield from table(["benchmark (questions)", *models], _benchmark_rows(name, comparison["benchmarks"]))
+        yield from table(["benchmark (questions)", *models], _benchmark_rows(name, comparison))
 
 
 def _rows(name: str, comparison: Mapping[str, Any]) -> Iterator[list[str]]:
     for group in (STUDENTS[name].task, "size"):
         for measure in shown_of(comparison, group):
-            figures = [figure_of(comparison, who, group, measure.key) for who in models_of(name)]
+            figures = [figure_of(comparison, who, group, measure.key) for who in models_of(name, comparison)]
             cells = [show_both(measure.style, figure) for figure in figures]
             if any(cell != NOTHING for cell in cells):
                 yield [measure.name, *cells]
@@ -102,9 +103,9 @@ def _results(name: str, comparison: Mapping[str, Any]) -> Iterable[Any]:
             )
 
 
-def _benchmark_rows(name: str, benchmarks: Mapping[str, Any]) -> Iterator[list[str]]:
-    for benchmark, found in benchmarks.items():
+def _benchmark_rows(name: str, comparison: Mapping[str, Any]) -> Iterator[list[str]]:
+    for benchmark, found in comparison["benchmarks"].items():
         style = benchmark_style(found)
-        figures = [found["models"].get(who) or UNKNOWN for who in models_of(name)]
+        figures = [found["models"].get(who) or UNKNOWN for who in models_of(name, comparison)]
         title = escaped(f"{benchmark}, {found['metric']} ({found['questions']})")
         yield [title, *(show_both(style, figure) for figure in figures)]

@@ -7,9 +7,10 @@ from distill_app.evaluation.measures import UNKNOWN, Group, Measure, Style, is_k
 from distill_app.evaluation.names import ANCHORS, MODELS, Student
 
 
-def models_of(name: str) -> dict[str, str]:
+def models_of(name: str, comparison: Mapping[str, Any]) -> dict[str, str]:
     """Return the models that a student is held against, itself last, each with its title."""
-    return {who: MODELS[who] for who in ("teacher", f"{name}_before", name)}
+    shown = ("teacher", f"{name}_before", f"{name}_words", name)
+    return {who: MODELS[who] for who in shown if comparison["models"].get(who)}
 
 
 def figure_of(comparison: Mapping[str, Any], who: str, group: Group, key: str) -> Mapping[str, Any]:

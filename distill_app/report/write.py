@@ -9,6 +9,7 @@ from typing import Any
 from distill_app.core.files import read_json, save_json, save_text
 from distill_app.evaluation.measures import TASKS, is_known, measures_of
 from distill_app.evaluation.names import MODELS, STUDENTS
+from distill_app.evaluation.students import student_folder
 from distill_app.report.markdown import render_markdown
 from distill_app.report.page import render_page
 from distill_app.report.scored_card import card_with_scores
@@ -37,7 +38,7 @@ def write_report(
     reports, models = Path(reports_dir), Path(models_dir)
     origin = {
         "models": {name: _about(found) for name, found in comparison["models"].items()},
-        **{name: _provenance(models / name) for name in STUDENTS},
+        **{name: _provenance(student_folder(models, name)) for name in STUDENTS},
         "params": dict(params),
     }
     curves = {name: _curves(Path(metrics_dir), f"train_s{name[-1]}") for name in STUDENTS}
@@ -47,7 +48,9 @@ def write_report(
     save_text(reports / "comparison.md", render_markdown(comparison))
     save_text(reports / "comparison.html", render_page(comparison, answers, curves, origin))
     for name in STUDENTS:
-        save_text(reports / "cards" / f"{name}.md", card_with_scores(str(models / name), comparison))
+        save_text(
+            reports / "cards" / f"{name}.md", card_with_scores(str(student_folder(models, name)), comparison)
+        )
 
 
 def _about(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ TASKS: dict[Task, Mode] = {"instructions": "system1", "reasoning": "system2"}
 
 @dataclass
 class Contender:
-    """One of the five, ready to be asked; its weights are loaded when they are first needed."""
+    """One of the models, ready to be asked; its weights are loaded when they are first needed."""
 
     candidate: Candidate
     engine: Engine

@@ -1,4 +1,4 @@
-"""Asking the five models: the teacher, each student, and each student before distillation.
+"""Asking the models: the teacher, each student, and each student before distillation.
 
 What is written are texts, token counts, likelihoods and seconds; what they are worth is for `compare` to say,
 so a new measure asks no model again.
@@ -113,8 +113,8 @@ def _answer_all(
 
 
 def _is_timed(name: str) -> bool:
-    """Tell whether a model is timed: one before distillation costs what its student does."""
-    return not name.endswith("_before")
+    """Tell whether a model is timed: one on its way costs what the student does that comes of it."""
+    return not name.endswith(("_before", "_words"))
 
 
 def _answer(
@@ -255,6 +255,8 @@ def _forced_readings(
     spaced = [format_response(reference) for reference in references]
     yield "teacher_as_student", Reading(teacher.model, teacher.tokenizer, as_student, spaced)
     yield "system1", Reading(student.model, student.tokenizer, as_student, spaced)
+    if words := contenders.get("system1_words"):
+        yield words.name, Reading(words.model, words.tokenizer, as_student, spaced)
     other = as_student[1:] + as_student[:1]
     yield "system1_other_prompt", Reading(student.model, student.tokenizer, other, spaced)
     own = [before.prompt("instructions", record) for record in records]

@@ -15,7 +15,7 @@ from distill_app.core.prompts import ASSISTANT
 from distill_app.evaluation.benchmarks.params import BenchmarkParams
 from distill_app.evaluation.benchmarks.scores import is_number, score_figure
 from distill_app.evaluation.benchmarks.tasks import Benchmark, Task, load_benchmarks
-from distill_app.evaluation.candidates import Candidate, TeacherParams, five_models
+from distill_app.evaluation.candidates import Candidate, TeacherParams, compared_models
 from distill_app.evaluation.statistics import Figure
 from distill_app.generation.engines import open_engine
 from distill_app.labeling.params import LabelParams
@@ -64,7 +64,7 @@ def run_benchmarks(
     if not params.tasks:
         return {}
     before = (system1_before, system2_before, models_dir, system1_revision, system2_revision)
-    models = five_models(label, teacher, *before)
+    models = compared_models(label, teacher, *before)
     wanted = params.settings()
     for model in models:
         if model.base_url is None:
