@@ -5,7 +5,7 @@ import os
 import sys
 from functools import partial
 
-from distill_app.commands import ask, chat, export, inspect, labels, pin, profile, report
+from distill_app.commands import ask, chat, export, inspect, labels, pin, plan, profile, report
 from distill_app.core.stage import report_errors
 
 VERBS = {
@@ -17,6 +17,7 @@ VERBS = {
     "labels": labels,
     "profile": profile,
     "pin": pin,
+    "plan": plan,
 }
 
 

@@ -1,0 +1,1 @@
+"""What a run will take, reckoned from the params before anything runs."""
