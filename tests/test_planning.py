@@ -16,6 +16,7 @@ from distill_app.planning import hardware
 from distill_app.planning.hardware import GB, GPUS, cpu
 from distill_app.planning.plan import StagePlan, plan_run
 from distill_app.planning.shapes import shape_of
+from distill_app.planning.training import training_bytes
 from distill_app.planning.work import Texts, forward_flops, training_seconds, writing_seconds
 from distill_app.profiles import SECTIONS
 
@@ -127,6 +128,14 @@ def test_a_training_of_the_default_run_takes_what_it_took(stage_name, expected):
     assert training_seconds(shape_of(config), texts, 1, steps, MACHINE) == pytest.approx(expected, rel=0.3)
 
 
+def test_a_training_that_the_constants_were_not_chosen_on_takes_what_it_took():
+    """System 1 in batches of 16 on one core."""
+    shape = shape_of(LlamaConfig(**{**SMOL.to_dict(), "num_hidden_layers": 22}))
+    one_core = cpu(213e9, 50e9, 25 * GB)
+    found = training_seconds(shape, Texts(232, 4787, 6890), 1, 15, one_core)
+    assert found == pytest.approx(49, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("texts", "longest", "rows", "expected"),
     [
@@ -224,3 +233,15 @@ def test_a_cpu_is_measured_by_a_product_and_a_pass_over_memory(monkeypatch):
     found = hardware.this_cpu()
     assert (found.flops, found.bandwidth) == (2 * hardware.MEASURED_SIZE**3 / 0.5, 1.024e9)
     assert found.memory == psutil.virtual_memory().total
+
+
+# Bytes at most of `python benchmarks/train.py --shape qwen2.5-0.5b --tokens TOKENS --length 512` (docs/planning.md)
+@pytest.mark.parametrize(
+    ("tokens", "checkpointed", "peak"), [(2048, False, 10.64e9), (4096, False, 14.46e9), (2048, True, 7.96e9)]
+)
+def test_the_memory_of_a_training_of_qwens_shape_is_what_was_measured(
+    qwen_params, tokens, checkpointed, peak
+):
+    training = {"gradient_checkpointing": True} if checkpointed else {}
+    params = sections(qwen_params({"train_s1": {"max_length": tokens, "training": training}}))["train_s1"]
+    assert training_bytes(shape_of(QWEN["0.5b"]), params, GPUS["h100"]) == pytest.approx(peak, rel=0.15)
