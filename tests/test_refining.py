@@ -10,6 +10,7 @@ from conftest import make_tiny_model
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import DistillationConfig
+from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 from distill_app.core.models import load_tokenizer, save_checkpoint
 from distill_app.core.prompts import format_prompt, teacher_prompt
@@ -268,3 +269,42 @@ def test_records_that_do_not_fit_are_counted(tiny_copy, other_model, capsys):
     shutil.rmtree("refined")
     with pytest.raises(ValueError, match="nothing to refine with: none of 1 records fits 60 tokens"):
         refine(tiny_copy, other_model, steps=1)
+
+
+# A toy in float64: words A, B, end, of which each text has two; a state is the word before (or none)
+START, AFTER_A, AFTER_B = range(3)
+TEACHER = torch.tensor([[0.998, 0.001, 0.001], [0.01, 0.01, 0.98], [0.01, 0.01, 0.98]], dtype=torch.float64)
+STUDENT = torch.tensor([[0.6, 0.399, 0.001], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]], dtype=torch.float64)
+TEACHERS_TEXTS = [[START, AFTER_A]] * 10
+STUDENTS_TEXTS = [[START, AFTER_A]] * 6 + [
+    [START, AFTER_B]
+] * 4  # it begins with B where its teacher does not
+
+
+def errors_after(texts, divergence):
+    """Return how far a table of a student's logits is from its teacher's in each state, KL in nats.
+
+    It is trained by the trainer's own loss on the states of the texts. Its first word cannot be taught: that
+    stands for a student too small to tell when to begin as its teacher does.
+    """
+    logits = STUDENT.log().requires_grad_()
+    states = torch.eye(3, dtype=torch.float64)[torch.tensor(texts)]
+    for _ in range(1000):
+        loss, *_ = _chunked_divergence_loss(
+            states, states, logits.T, TEACHER.log().T, torch.ones(len(texts), 2), BETA[divergence]
+        )
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = (logits - 2 * gradient * torch.tensor([[0.0], [1.0], [1.0]])).detach().requires_grad_()
+    return (TEACHER * (TEACHER.log() - logits.log_softmax(-1))).sum(-1).detach()
+
+
+def test_fixed_texts_leave_the_error_where_the_teacher_never_goes():
+    known = float((TEACHER[AFTER_B] * (TEACHER[AFTER_B] / STUDENT[AFTER_B]).log()).sum())
+    errors = errors_after(TEACHERS_TEXTS, "forward_kld")
+    assert errors[AFTER_A] < 1e-3
+    assert errors[AFTER_B] == pytest.approx(known, rel=1e-9) and known > 2.8
+
+
+@pytest.mark.parametrize("divergence", list(BETA))
+def test_the_students_own_texts_remove_that_error(divergence):
+    assert max(errors_after(STUDENTS_TEXTS, divergence)[[AFTER_A, AFTER_B]]) < 1e-3
