@@ -52,13 +52,10 @@ def _print(plan: "Plan", price: float) -> None:
     )
     rows = [[stage.stage, *_cells(stage, price)] for stage in plan.stages]
     rows.append(["all" if plan.is_whole else "all, but for ?", "", "", "", "", *_sums(plan, price)])
+    shown = [column for column in range(len(HEADINGS)) if any(row[column] not in ("", "?") for row in rows)]
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for column, heading in enumerate(HEADINGS):
-        if column == 0 or any(row[column] not in ("", "?") for row in rows):  # else nothing to say
-            table.add_column(heading, justify="right" if column else "left", no_wrap=True)
-    shown = [
-        column for column, heading in enumerate(HEADINGS) if heading in [c.header for c in table.columns]
-    ]
+    for column in shown:
+        table.add_column(HEADINGS[column], justify="right" if column else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(row[column]) for column in shown))
     console.print(table)

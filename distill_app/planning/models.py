@@ -69,8 +69,10 @@ class Models:
         return self.sections[f"train_s{who[-1]}"]
 
     def _revision(self, who: str) -> str | None:
-        owner = self.sections["label"] if who == "teacher" else self._student(who)
-        return None if self.sections["label"].engine == "openai" and who == "teacher" else owner.revision
+        if who != "teacher":
+            return self._student(who).revision
+        label, measure = self.sections["label"], self.sections["measure"]
+        return measure.teacher_revision if label.engine == "openai" else label.revision
 
 
 def _base_config(source: str) -> Any:
