@@ -214,6 +214,9 @@ def test_a_download_counts_once_at_the_stage_that_reads_it_first(monkeypatch):
     found = {one.stage: one.downloads for one in plan.stages if one.downloads}
     expected = {"label": "7b", "train_s1": "0.5b", "train_s2": "1.5b"}
     assert found == {name: 2 * shape_of(QWEN[size]).parameters for name, size in expected.items()}
+    assert stage(plan, "measure").reads == [
+        f"Qwen/Qwen2.5-{size}-Instruct" for size in ("7B", "0.5B", "1.5B")
+    ]
 
 
 def test_a_slice_without_a_number_of_rows_is_told(qwen_params):
@@ -226,6 +229,7 @@ def test_a_servers_tokens_cost_what_it_takes_for_them(qwen_params):
     changes = {"engine": "openai", "base_url": "http://localhost:1/v1", "price_in": 1.0, "price_out": 4.0}
     plan = plan_run(sections(qwen_params({"label": changes})), GPUS["h100"])
     label = stage(plan, "label")
+    assert "the teacher's weights, which are a server's" in stage(plan, "measure").needs
     assert label.cost == pytest.approx((label.tokens_read + 4 * label.tokens_written) / 1e6)
     assert plan.money(0.0) == label.cost and plan.money(3.6) == pytest.approx(
         label.cost + plan.seconds / 1000

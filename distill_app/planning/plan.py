@@ -303,6 +303,8 @@ class _Planner:
 
     def _measure(self, plan: StagePlan) -> None:
         params = self.measure
+        for who in ("teacher", "system1", "system2"):  # students before distillation among them
+            self._reads(plan, who)
         heldout = {"system1": self._labels("heldout"), "system2": self._texts("system2").heldout}
         most = {"system1": params.instruction_prompts, "system2": params.reasoning_prompts}
         asked = {mode: self._answers(heldout[mode], most[mode]) for mode, _ in STAGES}
