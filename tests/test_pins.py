@@ -3,6 +3,7 @@
 import difflib
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,13 @@ def changed_lines(before: str, after: str) -> list[str]:
     return [line for line in lines if line.startswith(("+ ", "- "))]
 
 
+def with_revision(text: str, name: str, revision: str) -> str:
+    """Return params in which what is read by that name has a revision in place of null, and nothing else."""
+    found, count = re.subn(rf"({name}[^\n]*\n  revision: )null", rf"\g<1>{revision}", text)
+    assert count == 1
+    return found
+
+
 def test_without_names_it_shows_what_is_not_pinned_and_writes_nothing(hub, lab):
     before = (lab / "params.yaml").read_bytes()
     shown = run(hub, lab, "distill_app", "pin")
@@ -74,13 +82,10 @@ def test_all_is_pinned_and_every_other_byte_stays(hub, lab):
         f"{name}: {repo}: pinned at {sha}, was null" for name, repo, sha in PINNED
     ]
     after = (lab / "params.yaml").read_text()
-    assert after == (
-        before.replace("DistilQwen_100k\n  revision: null  #", f"DistilQwen_100k\n  revision: {A}  #")
-        .replace("7B-Instruct\n  revision: null\n", f"7B-Instruct\n  revision: {C}\n")
-        .replace("OmniThought\n  revision: null\n", f"OmniThought\n  revision: {B}\n")
-        .replace("0.5B-Instruct\n  revision: null  #", f"0.5B-Instruct\n  revision: {commit('d')}  #")
-        .replace("1.5B-Instruct\n  revision: null\n", f"1.5B-Instruct\n  revision: {commit('e')}\n")
-    )
+    expected = before
+    for _, repo, sha in PINNED:
+        expected = with_revision(expected, repo, sha)
+    assert after == expected
     assert len(changed_lines(before, after)) == 10
     shown = run(hub, lab, "distill_app", "pin")
     assert shown.stdout.splitlines() == [f"{name}: {repo}: pinned at {sha}" for name, repo, sha in PINNED]
@@ -108,9 +113,7 @@ def test_a_branch_that_moved_is_shown_and_only_the_named_pin_moves(hub, lab):
 def test_a_tag_is_pinned_to_its_commit(hub, lab):
     hub.repos["datasets/alibaba-pai/OmniThought"].refs["v1"] = C
     path = lab / "params.yaml"
-    path.write_text(
-        path.read_text().replace("OmniThought\n  revision: null", "OmniThought\n  revision: 'v1'")
-    )
+    path.write_text(with_revision(path.read_text(), "OmniThought", "'v1'"))
     assert f"OmniThought: not pinned; v1 is now {C}\n" in run(hub, lab, "distill_app", "pin").stdout
     done = run(hub, lab, "distill_app", "pin", "prepare_s2.dataset")
     assert done.stdout == f"prepare_s2.dataset: alibaba-pai/OmniThought: pinned at {C}, was v1\n"
@@ -132,8 +135,8 @@ def test_what_dvc_has_rewritten_is_pinned_as_well(hub, lab):
 
 def test_a_revision_that_others_refer_to_is_left_alone(hub, lab):
     path = lab / "params.yaml"
-    text = path.read_text().replace("7B-Instruct\n  revision: null", "7B-Instruct\n  revision: &none null")
-    path.write_text(text.replace("OmniThought\n  revision: null", "OmniThought\n  revision: *none"))
+    text = with_revision(path.read_text(), "7B-Instruct", "&none null")
+    path.write_text(with_revision(text, "OmniThought", "*none"))
     before = path.read_bytes()
     done = run(hub, lab, "distill_app", "pin", "label")
     assert done.returncode == 1 and path.read_bytes() == before
@@ -146,10 +149,7 @@ def test_line_ends_and_quotes_of_others_stay(hub, lab, end):
     text = path.read_text().replace("8bit", '"8bit"').replace("\n", end)
     path.write_bytes(text.encode())
     run(hub, lab, "distill_app", "pin", "label")
-    assert (
-        path.read_bytes()
-        == text.replace(f"7B-Instruct{end}  revision: null", f"7B-Instruct{end}  revision: {C}").encode()
-    )
+    assert path.read_bytes() == with_revision(text, "7B-Instruct", C).encode()
 
 
 def test_judge_and_measured_teacher_are_pinned_by_their_own_revisions(hub, lab):
