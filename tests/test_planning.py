@@ -1,5 +1,8 @@
 """The plan before a run: its formulas against what torch counts and what runs have measured, its words."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -203,11 +206,26 @@ def test_a_model_that_is_not_here_is_named_and_the_rest_is_planned(qwen_params, 
     assert "train_s1.student: nobody/nothing" in plan.unpinned
 
 
+@pytest.mark.slow
+def test_a_hub_that_is_not_reached_is_asked_once(tmp_path):
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = ["plan", "--gpu", "h100", "--params", "profiles/qwen2.5.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_app", *command],
+        cwd=ROOT,
+        env={**os.environ, **closed},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "config.json of Qwen/Qwen2.5-7B-Instruct" in done.stdout
+
+
 def test_a_download_counts_once_at_the_stage_that_reads_it_first(monkeypatch):
     monkeypatch.setattr(
         "distill_app.planning.models._config", lambda name, _: QWEN[name.split("-")[1].lower()]
     )
-    monkeypatch.setattr("distill_app.planning.models.load_tokenizer", lambda *_: None)
+    monkeypatch.setattr("distill_app.planning.models._tokenizer_of", lambda *_: None)
     changed = sections(ROOT / "profiles/qwen2.5.yaml")
     changed["score_s2"] = changed["score_s2"].model_copy(update={"top_logits": 8})
     plan = plan_run(changed, GPUS["h100"])

@@ -3,13 +3,8 @@
 from functools import cache, cached_property
 from typing import Any
 
-from distill_app.core.models import (
-    check_local,
-    compute_dtype,
-    is_local_path,
-    load_tokenizer,
-    quiet_transformers,
-)
+from distill_app.core.hub import ask_commit
+from distill_app.core.models import check_local, compute_dtype, is_local_path, quiet_transformers
 from distill_app.planning.shapes import Shape, shape_of, with_layers
 
 BUILT = "models/base/"  # where the stage base_models puts what it builds
@@ -48,7 +43,7 @@ class Models:
     def _tokenizer(self) -> Any:
         try:
             if not self.is_built("teacher"):
-                return load_tokenizer(self.name("teacher"), self._revision("teacher"))
+                return _tokenizer_of(self.name("teacher"), self._revision("teacher"))
             return _base_tokenizer(self.sections["base_models"].teacher)
         except (OSError, ValueError):
             return None
@@ -103,10 +98,34 @@ def _config(name: str, revision: str | None) -> Any:
 
     check_local(name)
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, **_options(name, revision))
     except (OSError, ValueError) as err:
         if is_local_path(name):
             raise
         raise OSError(
             f"config.json of {name}, which is not in the local cache and not to be had from the Hub"
         ) from err
+
+
+def _tokenizer_of(name: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    check_local(name)
+    return AutoTokenizer.from_pretrained(name, **_options(name, revision))
+
+
+def _options(name: str, revision: str | None) -> dict[str, Any]:
+    return {
+        "revision": revision,
+        "local_files_only": is_local_path(name) or not _hub_shows(name, revision),
+    }
+
+
+@cache
+def _hub_shows(name: str, revision: str | None) -> bool:
+    """Tell whether the Hub is reached and has a model: one try, where a download would try for a minute."""
+    try:
+        ask_commit(name, revision, "model")
+    except OSError:
+        return False
+    return True
