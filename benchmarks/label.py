@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shapes import SHAPES
+
 from distill_app.core.models import load_teacher
 from distill_app.core.prompts import teacher_prompt
 from distill_app.data.sources import Dataset, load_rows
@@ -36,28 +38,6 @@ NAIVE_PROMPTS = 32
 ROWS = 128  # of the products by which the machine's speed is measured; the default batch
 VLLM = Path(".venv-vllm").absolute()
 OURS = "this engine"
-
-# Of Qwen2.5's configs; speed does not depend on the weights' values, so random ones do
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-0.5b": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-}
 
 Answers = list[tuple[str, int]]  # text and tokens
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, TrainerCallback, TrainingArguments
 
+from distill_app.planning.hardware import GPUS
 from distill_app.training.batches import Collator
 from distill_app.training.examples import NO_LOSS, Example
 from distill_app.training.losses import Objective
@@ -17,7 +18,7 @@ from distill_app.training.trainer import DistillationTrainer, set_deterministic
 
 KIB = 1024  # bytes; ru_maxrss counts in these on Linux
 PROMPT_SHARE = 0.25  # of an example, without loss
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, dict[str, Any]] = {  # of Qwen2.5's configs
     "qwen2.5-0.5b": {
         "vocab_size": 151_936,
         "hidden_size": 896,
@@ -25,6 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
     },
     "qwen2.5-1.5b": {
         "vocab_size": 151_936,
@@ -33,6 +35,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 28,
         "num_attention_heads": 12,
         "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-7b": {
+        "vocab_size": 152_064,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
     },
     "qwen2.5-0.5b/16": {  # its proportions, for a machine without memory
         "vocab_size": 8192,
@@ -41,10 +53,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
     },
 }
-# Dense bfloat16 products a second, from NVIDIA's data sheets; a name's first match counts
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+# Dense bfloat16 products a second; a name's first match counts
+PEAKS = {name.split("-")[0].upper(): gpu.flops for name, gpu in GPUS.items()}
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ def run_shape(shape: str, tokens: int, length: int, steps: int, checkpointed: bo
             dataloader_pin_memory=on_gpu,
         )
         set_deterministic(0)
-        config = Qwen2Config(**SHAPES[shape], tie_word_embeddings=True)
+        config = Qwen2Config(**SHAPES[shape])
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         clock = _Clock()
         trainer = DistillationTrainer(

@@ -9,9 +9,9 @@ from typing import Any
 
 from distill_app.core.files import save_text
 from distill_app.core.hub import HubInput, ask_commit, hub_inputs, set_at
-from distill_app.core.params import read_params, read_section
+from distill_app.core.params import read_params
 from distill_app.core.stage import one_line
-from distill_app.profiles import SECTIONS
+from distill_app.profiles import read_sections
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def find_pins(params: str, chosen: Sequence[str] = ()) -> list[Pin]:
     Raises:
         FileNotFoundError, ValueError: the file is missing or wrong, or a name is none of a Hub input.
     """
-    sections = {name: read_section(name, model, params) for name, model in SECTIONS.items()}
-    inputs = [item for name, section in sections.items() for item in hub_inputs(name, section)]
+    inputs = [item for name, section in read_sections(params).items() for item in hub_inputs(name, section)]
     for name in chosen:
         if not any(_is_named(item, name) for item in inputs):
             known = ", ".join(item.name for item in inputs) or "none"

@@ -35,8 +35,12 @@ def check_profile(path: str | Path) -> None:
     unknown = set(read_params(path)) - set(SECTIONS)
     if unknown:
         raise ValueError(f"{path}: unknown section {sorted(unknown)[0]}; expected {', '.join(SECTIONS)}")
-    for name, model in SECTIONS.items():
-        read_section(name, model, path)
+    read_sections(path)
+
+
+def read_sections(path: str | Path) -> dict[str, Section]:
+    """Return all sections of a params file, with the errors of `read_section`."""
+    return {name: read_section(name, model, path) for name, model in SECTIONS.items()}
 
 
 def use_profile(name: str, folder: str = "profiles", params: str = "params.yaml") -> None:

@@ -14,14 +14,14 @@ from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from distill_app.core.params import read_section
+from benchmarks.shapes import SHAPES
 from distill_app.planning import hardware
 from distill_app.planning.hardware import GB, GPUS, cpu
 from distill_app.planning.plan import StagePlan, plan_run
 from distill_app.planning.shapes import shape_of
 from distill_app.planning.training import training_bytes
 from distill_app.planning.work import Texts, forward_flops, training_seconds, writing_seconds
-from distill_app.profiles import SECTIONS
+from distill_app.profiles import read_sections
 
 TINY = LlamaConfig(
     vocab_size=120,
@@ -32,35 +32,7 @@ TINY = LlamaConfig(
     num_key_value_heads=2,
     tie_word_embeddings=True,
 )
-QWEN = {
-    "7b": Qwen2Config(
-        vocab_size=152_064,
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    ),
-    "0.5b": Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-    "1.5b": Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-}
+QWEN = {size: Qwen2Config(**SHAPES[f"qwen2.5-{size}"]) for size in ("7b", "0.5b", "1.5b")}
 SMOL = LlamaConfig(  # SmolLM2-135M, the bundled teacher
     vocab_size=49_152,
     hidden_size=576,
@@ -72,10 +44,6 @@ SMOL = LlamaConfig(  # SmolLM2-135M, the bundled teacher
 )
 # Two cores of an AMD EPYC with AVX-512 BF16, as `distill plan` measured them beside the run of docs/planning.md
 MACHINE = cpu(432e9, 55e9, 25 * GB)
-
-
-def sections(path):
-    return {name: read_section(name, model, path) for name, model in SECTIONS.items()}
 
 
 @pytest.fixture
@@ -157,7 +125,7 @@ def test_answers_of_the_default_run_take_what_they_took(texts, longest, rows, ex
 def test_the_stages_of_the_default_run_take_what_they_took(monkeypatch):
     """Nothing of the run is known to the plan: lengths of answers are assumed. Those of 10 seconds and more."""
     monkeypatch.chdir(ROOT)
-    plan = plan_run(sections("params.yaml"), MACHINE)
+    plan = plan_run(read_sections("params.yaml"), MACHINE)
     took = {"label": 39, "train_s1": 74, "train_s2": 202, "measure": 131, "benchmark": 20}
     for name, seconds in took.items():
         assert stage(plan, name).seconds == pytest.approx(seconds, rel=0.3), name
@@ -166,41 +134,41 @@ def test_the_stages_of_the_default_run_take_what_they_took(monkeypatch):
 
 
 def test_what_does_not_fit_names_the_param_with_which_it_does(qwen_params):
-    plan = plan_run(sections(qwen_params({"train_s2": {"training": {}}})), GPUS["a100-40g"])
+    plan = plan_run(read_sections(qwen_params({"train_s2": {"training": {}}})), GPUS["a100-40g"])
     assert not any(found.fault for found in plan.stages)
-    plan = plan_run(sections(qwen_params({"train_s1": {"max_length": 16_384}})), GPUS["l4"])
+    plan = plan_run(read_sections(qwen_params({"train_s1": {"max_length": 16_384}})), GPUS["l4"])
     assert stage(plan, "train_s1").fault == "set train_s1.training: {gradient_checkpointing: true}"
     fixed = {"train_s1": {"max_length": 16_384, "training": {"gradient_checkpointing": True}}}
-    assert not stage(plan_run(sections(qwen_params(fixed)), GPUS["l4"]), "train_s1").fault
+    assert not stage(plan_run(read_sections(qwen_params(fixed)), GPUS["l4"]), "train_s1").fault
 
 
 def test_a_teacher_that_is_too_large_is_quantized_or_spread(qwen_params):
-    plan = plan_run(sections(qwen_params({"label": {"quantization": "none"}})), cpu(1e12, 1e11, 12 * GB))
+    plan = plan_run(read_sections(qwen_params({"label": {"quantization": "none"}})), cpu(1e12, 1e11, 12 * GB))
     assert stage(plan, "label").fault == "set label.quantization: 8bit"
-    plan = plan_run(sections(qwen_params()), cpu(1e12, 1e11, 5 * GB))
+    plan = plan_run(read_sections(qwen_params()), cpu(1e12, 1e11, 5 * GB))
     assert stage(plan, "label").fault == "set label.gpus_per_worker: 3, with label.engine: vllm"
-    spread = sections(qwen_params({"label": {"gpus_per_worker": 3}}))
+    spread = read_sections(qwen_params({"label": {"gpus_per_worker": 3}}))
     assert not stage(plan_run(spread, cpu(1e12, 1e11, 5 * GB)), "label").fault
 
 
 def test_an_adapters_training_takes_less_and_its_checkpoints_too(qwen_params):
-    whole = plan_run(sections(qwen_params()), GPUS["l4"])
-    adapted = plan_run(sections(qwen_params({"train_s2": {"lora_rank": 16}})), GPUS["l4"])
+    whole = plan_run(read_sections(qwen_params()), GPUS["l4"])
+    adapted = plan_run(read_sections(qwen_params({"train_s2": {"lora_rank": 16}})), GPUS["l4"])
     assert stage(adapted, "train_s2").memory < 0.6 * stage(whole, "train_s2").memory
     assert stage(adapted, "train_s2").disk < 0.2 * stage(whole, "train_s2").disk
 
 
 def test_refining_is_planned_where_it_is_on(qwen_params):
-    off = stage(plan_run(sections(qwen_params()), GPUS["h100"]), "refine_s1")
+    off = stage(plan_run(read_sections(qwen_params()), GPUS["h100"]), "refine_s1")
     assert (off.seconds, off.memory) == (0, 0)
-    on = stage(plan_run(sections(qwen_params({"refine_s1": {"steps": 50}})), GPUS["h100"]), "refine_s1")
+    on = stage(plan_run(read_sections(qwen_params({"refine_s1": {"steps": 50}})), GPUS["h100"]), "refine_s1")
     assert on.seconds > 60 and on.memory > 7e9 and on.tokens_written == 50 * 0.5 * 32 * 256
 
 
 def test_a_model_that_is_not_here_is_named_and_the_rest_is_planned(qwen_params, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    plan = plan_run(sections(qwen_params({"train_s1": {"student": "nobody/nothing"}})), GPUS["h100"])
+    plan = plan_run(read_sections(qwen_params({"train_s1": {"student": "nobody/nothing"}})), GPUS["h100"])
     assert stage(plan, "train_s1").needs.startswith("config.json of nobody/nothing, which is not in the")
     assert not plan.is_whole and stage(plan, "train_s2").memory > 0
     assert "train_s1.student: nobody/nothing" in plan.unpinned
@@ -226,7 +194,7 @@ def test_a_download_counts_once_at_the_stage_that_reads_it_first(monkeypatch):
         "distill_app.planning.models._config", lambda name, _: QWEN[name.split("-")[1].lower()]
     )
     monkeypatch.setattr("distill_app.planning.models._tokenizer_of", lambda *_: None)
-    changed = sections(ROOT / "profiles/qwen2.5.yaml")
+    changed = read_sections(ROOT / "profiles/qwen2.5.yaml")
     changed["score_s2"] = changed["score_s2"].model_copy(update={"top_logits": 8})
     plan = plan_run(changed, GPUS["h100"])
     found = {one.stage: one.downloads for one in plan.stages if one.downloads}
@@ -238,14 +206,14 @@ def test_a_download_counts_once_at_the_stage_that_reads_it_first(monkeypatch):
 
 
 def test_a_slice_without_a_number_of_rows_is_told(qwen_params):
-    plan = plan_run(sections(qwen_params({"prepare_s1": {"slice": "train"}})), GPUS["h100"])
+    plan = plan_run(read_sections(qwen_params({"prepare_s1": {"slice": "train"}})), GPUS["h100"])
     assert "slice train does not say how many rows" in stage(plan, "prepare_s1").needs
     assert stage(plan, "label").needs == "the number of texts, see prepare_s1"
 
 
 def test_a_servers_tokens_cost_what_it_takes_for_them(qwen_params):
     changes = {"engine": "openai", "base_url": "http://localhost:1/v1", "price_in": 1.0, "price_out": 4.0}
-    plan = plan_run(sections(qwen_params({"label": changes})), GPUS["h100"])
+    plan = plan_run(read_sections(qwen_params({"label": changes})), GPUS["h100"])
     label = stage(plan, "label")
     assert "the teacher's weights, which are a server's" in stage(plan, "measure").needs
     assert label.cost == pytest.approx((label.tokens_read + 4 * label.tokens_written) / 1e6)
@@ -285,5 +253,7 @@ def test_the_memory_of_a_training_of_qwens_shape_is_what_was_measured(
     qwen_params, tokens, checkpointed, peak
 ):
     training = {"gradient_checkpointing": True} if checkpointed else {}
-    params = sections(qwen_params({"train_s1": {"max_length": tokens, "training": training}}))["train_s1"]
+    params = read_sections(qwen_params({"train_s1": {"max_length": tokens, "training": training}}))[
+        "train_s1"
+    ]
     assert training_bytes(shape_of(QWEN["0.5b"]), params, GPUS["h100"]) == pytest.approx(peak, rel=0.15)

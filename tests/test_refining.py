@@ -276,9 +276,8 @@ START, AFTER_A, AFTER_B = range(3)
 TEACHER = torch.tensor([[0.998, 0.001, 0.001], [0.01, 0.01, 0.98], [0.01, 0.01, 0.98]], dtype=torch.float64)
 STUDENT = torch.tensor([[0.6, 0.399, 0.001], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]], dtype=torch.float64)
 TEACHERS_TEXTS = [[START, AFTER_A]] * 10
-STUDENTS_TEXTS = [[START, AFTER_A]] * 6 + [
-    [START, AFTER_B]
-] * 4  # it begins with B where its teacher does not
+# It begins with B where its teacher does not
+STUDENTS_TEXTS = [[START, AFTER_A]] * 6 + [[START, AFTER_B]] * 4
 
 
 def errors_after(texts, divergence):

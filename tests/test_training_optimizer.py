@@ -213,6 +213,8 @@ def test_a_step_of_a_large_model_is_few_kernels():
     from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import AutoModelForCausalLM, Qwen2Config
 
+    from benchmarks.shapes import SHAPES
+
     class Counting(TorchDispatchMode):
         launched = 0
 
@@ -225,15 +227,7 @@ def test_a_step_of_a_large_model_is_few_kernels():
             Counting.launched += not views
             return found
 
-    config = Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
+    config = Qwen2Config(**SHAPES["qwen2.5-1.5b"])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     adam = SplitAdamW(model.parameters(), **OPTIONS)

@@ -3,19 +3,20 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from distill_app.planning.hardware import GPUS, this_cpu
+
 if TYPE_CHECKING:
     from distill_app.planning.plan import Plan, StagePlan
 
 HELP = "show what every stage will read, take and cost, before anything runs"
 HEADINGS = ("stage", "read", "written", "trained on", "memory", "disk", "Hub", "time", "cost")
-DEVICES = ("h200", "h100", "a100-40g", "l40s", "l4", "cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument(
         "--gpu",
-        choices=DEVICES,
+        choices=(*GPUS, "cpu"),
         default="cpu",
         help="on which the run is planned; cpu (default) measures this machine for a second",
     )
@@ -25,15 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan."""
-    from distill_app.core.params import read_section
-    from distill_app.planning.hardware import GPUS, this_cpu
     from distill_app.planning.plan import plan_run
-    from distill_app.profiles import SECTIONS
+    from distill_app.profiles import read_sections
 
     if args.price < 0:
         raise ValueError(f"--price: found {args.price:g}, expected the price of an hour, 0 or more")
-    sections = {name: read_section(name, model, args.params) for name, model in SECTIONS.items()}
-    plan = plan_run(sections, GPUS.get(args.gpu) or this_cpu())
+    plan = plan_run(read_sections(args.params), GPUS.get(args.gpu) or this_cpu())
     _print(plan, args.price)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from distill_app.core.files import read_records
 from distill_app.core.models import is_local_path
 from distill_app.core.prompts import Mode, format_prompt, format_response
+from distill_app.data.instructions import prepare_instructions
 from distill_app.data.params import PrepareS1Params, PrepareS2Params
+from distill_app.data.reasoning import prepare_traces
+from distill_app.data.selection import BYTES_A_TOKEN, Outputs
 from distill_app.planning.work import Texts
 
-BYTES_A_TOKEN = 4  # as the prepare stages estimate without a tokenizer
 PROMPT_TOKENS = 100  # assumed of a Hub dataset's instructions and questions, which are not read here
 # Lengths of answers are spread about exponentially: with a mean of half the limit, a fifth are cut there and
 # the others have a mean of 3/8 of the limit. In the default run the teacher's labels have 46 % of the
@@ -65,10 +67,6 @@ def _rows(dataset: str, slice_str: str) -> int:
 
 
 def _counted(params: PrepareS1Params | PrepareS2Params, mode: Mode, tokenizer: Any) -> Selected:
-    from distill_app.data.instructions import prepare_instructions
-    from distill_app.data.reasoning import prepare_traces
-    from distill_app.data.selection import Outputs
-
     with tempfile.TemporaryDirectory(prefix="distill-plan-") as folder:
         train, heldout = f"{folder}/train.json", f"{folder}/heldout.json"
         outputs = Outputs(train, heldout)

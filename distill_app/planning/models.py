@@ -1,11 +1,12 @@
 """The models that the params name, by their configs: of packages, folders, the Hub or its cache."""
 
+from collections.abc import Mapping
 from functools import cache, cached_property
 from typing import Any
 
 from distill_app.core.hub import ask_commit
-from distill_app.core.models import check_local, compute_dtype, is_local_path, quiet_transformers
-from distill_app.planning.shapes import Shape, shape_of, with_layers
+from distill_app.core.models import check_local, is_local_path, quiet_transformers
+from distill_app.planning.shapes import Shape, shape_of
 
 BUILT = "models/base/"  # where the stage base_models puts what it builds
 
@@ -35,30 +36,29 @@ class Models:
         """Tell whether the stage base_models makes the model."""
         return self.sections["base_models"].teacher is not None and self.name(who).startswith(BUILT)
 
-    def tokenizer(self) -> Any:
-        """Return the teacher's tokenizer, which the students share; None where it is not on this machine."""
-        return self._tokenizer
-
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer, which the students share; None where it is not to be had."""
         try:
-            if not self.is_built("teacher"):
-                return _tokenizer_of(self.name("teacher"), self._revision("teacher"))
-            return _base_tokenizer(self.sections["base_models"].teacher)
+            return _tokenizer_of(*self._source("teacher"))
         except (OSError, ValueError):
             return None
 
-    def computes_in_halves(self) -> bool:
-        """Tell whether this machine's CPU computes in bfloat16."""
-        return compute_dtype() == "bfloat16"
-
     def _shape(self, who: str) -> Shape:
         """Raises OSError where no config is to be had."""
-        base = self.sections["base_models"]
-        if not self.is_built(who):
-            return shape_of(_config(self.name(who), self._revision(who)))
-        config = _base_config(base.teacher)
-        return shape_of(config if who == "teacher" else with_layers(config, getattr(base, f"{who}_layers")))
+        layers = None
+        if self.is_built(who) and who != "teacher":
+            layers = getattr(self.sections["base_models"], f"{who}_layers")
+        return shape_of(_config(*self._source(who)), layers)
+
+    def _source(self, who: str) -> tuple[str, dict[str, Any]]:
+        """Return where transformers finds a model, and the options that it needs for that."""
+        if self.is_built(who):
+            return _packaged(self.sections["base_models"].teacher)
+        name, revision = self.name(who), self._revision(who)
+        check_local(name)
+        local = is_local_path(name) or not _hub_shows(name, revision)
+        return name, {"revision": revision, "local_files_only": local}
 
     def _student(self, who: str) -> Any:
         return self.sections[f"train_s{who[-1]}"]
@@ -70,20 +70,7 @@ class Models:
         return measure.teacher_revision if label.engine == "openai" else label.revision
 
 
-def _base_config(source: str) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(*_packaged(source)[:1], **_packaged(source)[1])
-
-
-def _base_tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    folder, options = _packaged(source)
-    return AutoTokenizer.from_pretrained(folder, **options)
-
-
-def _packaged(source: str) -> tuple[str, dict[str, str]]:
+def _packaged(source: str) -> tuple[str, dict[str, Any]]:
     """Return the folder of a base teacher, and the option that names its GGUF file."""
     from distill_app.base.embedded import packaged_file
 
@@ -93,12 +80,11 @@ def _packaged(source: str) -> tuple[str, dict[str, str]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _config(name: str, revision: str | None) -> Any:
+def _config(name: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    check_local(name)
     try:
-        return AutoConfig.from_pretrained(name, **_options(name, revision))
+        return AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as err:
         if is_local_path(name):
             raise
@@ -107,18 +93,10 @@ def _config(name: str, revision: str | None) -> Any:
         ) from err
 
 
-def _tokenizer_of(name: str, revision: str | None) -> Any:
+def _tokenizer_of(name: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    check_local(name)
-    return AutoTokenizer.from_pretrained(name, **_options(name, revision))
-
-
-def _options(name: str, revision: str | None) -> dict[str, Any]:
-    return {
-        "revision": revision,
-        "local_files_only": is_local_path(name) or not _hub_shows(name, revision),
-    }
+    return AutoTokenizer.from_pretrained(name, **options)
 
 
 @cache

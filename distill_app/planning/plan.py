@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from distill_app.core.hub import hub_inputs
-from distill_app.core.models import Quantization, is_local_path
+from distill_app.core.models import Quantization, compute_dtype, is_local_path
 from distill_app.core.params import Section
 from distill_app.core.prompts import Mode
 from distill_app.core.stage import one_line
@@ -24,15 +24,14 @@ from distill_app.planning.counts import (
 )
 from distill_app.planning.hardware import Device
 from distill_app.planning.models import Models
-from distill_app.planning.shapes import HALF, Shape
+from distill_app.planning.shapes import Shape
 from distill_app.planning.training import checkpoint_bytes, is_checkpointed, training_bytes
 from distill_app.planning.work import Texts, reading_seconds, training_seconds, writing_seconds
 from distill_app.refining.params import RefineParams
-from distill_app.training.memory import FULL_BYTES, SHARE, token_bytes
+from distill_app.training.memory import FULL_BYTES, HALF, SHARE, token_bytes
 
 CHAT_TOKENS = 25  # that a chat template adds to a prompt
 LOGITS_BYTES = 3  # of an answer token for each likeliest token kept: 92 for 32 of Qwen's
-
 READINGS = 6  # of the teacher's and the student's answers, in which fidelity is measured
 SMALLER: tuple[Quantization, ...] = ("8bit", "4bit")
 STAGES: tuple[tuple[Mode, str], ...] = (("system1", "s1"), ("system2", "s2"))
@@ -61,14 +60,10 @@ class Plan:
     """The stages in the order of the graph, and what is to be known of them all."""
 
     device: Device
+    room: int  # bytes of the device that a stage may take; the rest is CUDA's own and fragments
     stages: list[StagePlan]
     assumed: list[str]
     unpinned: list[str]
-
-    @property
-    def room(self) -> int:
-        """Return the device's bytes that a stage may take; the rest is CUDA's own and fragments."""
-        return int(SHARE * self.device.memory)
 
     @property
     def is_whole(self) -> bool:
@@ -90,7 +85,7 @@ def plan_run(sections: Mapping[str, Any], device: Device) -> Plan:
     """
     planner = _Planner(sections, device, Models(sections))
     stages = list(planner.stages())
-    return Plan(device, stages, planner.assumed, list(_unpinned(sections)))
+    return Plan(device, planner.room, stages, planner.assumed, list(_unpinned(sections)))
 
 
 def _unpinned(sections: Mapping[str, Section]) -> Iterator[str]:
@@ -103,6 +98,7 @@ class _Planner:
 
     def __init__(self, sections: Mapping[str, Any], device: Device, models: Models) -> None:
         self.sections, self.device, self.models = sections, device, models
+        self.room = int(SHARE * device.memory)
         self.label: LabelParams = sections["label"]
         self.measure: MeasureParams = sections["measure"]
         self.assumed: list[str] = []
@@ -149,7 +145,7 @@ class _Planner:
         plan.reads = [f"{one.dataset} {one.slice}" for one in (params, *params.mix)]
         plan.seconds = 2.0  # no torch
         length = self.sections["train_s2"].max_length if mode == "system2" else self.label.max_new_tokens
-        found = selected(params, mode, self.models.tokenizer(), ANSWER_SHARE * length)
+        found = selected(params, mode, self.models.tokenizer, ANSWER_SHARE * length)
         self.selected[mode] = found
         if not found.is_counted:
             self._assume(
@@ -209,13 +205,13 @@ class _Planner:
         plan.seconds += writing_seconds(shape, texts, longest, rows, self.device, weights)
         row = round(longest * shape.kv_bytes())
         plan.memory = (weights + row) // gpus
-        if plan.memory <= self._room():
+        if plan.memory <= self.room:
             return
         for smaller in SMALLER:
-            if (shape.weight_bytes(smaller) + row) // gpus <= self._room():
+            if (shape.weight_bytes(smaller) + row) // gpus <= self.room:
                 plan.fault = f"set label.quantization: {smaller}"
                 return
-        needed = math.ceil((weights + row) / self._room())
+        needed = math.ceil((weights + row) / self.room)
         plan.fault = f"set label.gpus_per_worker: {needed}, with label.engine: vllm"
 
     def _score(self, plan: StagePlan) -> None:
@@ -257,11 +253,11 @@ class _Planner:
             ("quantization: 4bit with lora_rank: 16", {"quantization": "4bit"}),
         ]
         changed = params
-        if plan.memory <= self._room():
+        if plan.memory <= self.room:
             return ""
         for said, change in tries:
             changed = changed.model_copy(update=change)
-            if self._training_bytes(shape, changed) <= self._room():
+            if self._training_bytes(shape, changed) <= self.room:
                 return f"set {plan.stage}.{said}"
         return f"lower {plan.stage}.max_length, take a smaller student, or {plan.stage}.accelerate: fsdp"
 
@@ -293,7 +289,7 @@ class _Planner:
             + longest * token_bytes(shape.config, params.gradient_checkpointing)
         )
         plan.disk = 2 * 16 * shape.parameters + HALF * shape.parameters
-        if plan.memory > self._room():
+        if plan.memory > self.room:
             fix = (
                 "lower {}.batch_size"
                 if params.gradient_checkpointing
@@ -322,7 +318,7 @@ class _Planner:
         together = params.engine != "vllm"  # all models stay loaded
         weights = [self._weights(who) for who in ("teacher", "system1", "system1", "system2", "system2")]
         plan.memory = sum(weights) if together else max(weights)
-        if plan.memory > self._room():
+        if plan.memory > self.room:
             plan.fault = f"set measure.{'engine: vllm' if together else 'teacher_quantization: 8bit'}"
 
     def _answers(self, texts: Texts, most: int) -> Texts:
@@ -382,7 +378,7 @@ class _Planner:
                     else reading_seconds(shape, texts, self.device)
                 )
         plan.memory = max(map(self._weights, models))
-        if plan.memory > self._room():
+        if plan.memory > self.room:
             plan.fault = "set measure.teacher_quantization: 8bit"
 
     def _reads(self, plan: StagePlan, who: str) -> None:
@@ -398,8 +394,5 @@ class _Planner:
             self.assumed.append(text)
 
     def _training_bytes(self, shape: Shape, params: TrainParams) -> int:
-        in_halves = self.device.is_gpu or self.models.computes_in_halves()
+        in_halves = self.device.is_gpu or compute_dtype() == "bfloat16"
         return training_bytes(shape, params, self.device, in_halves)
-
-    def _room(self) -> int:
-        return int(SHARE * self.device.memory)

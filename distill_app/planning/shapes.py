@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from distill_app.base.pruning import drop_layers
 from distill_app.core.models import Quantization
+from distill_app.training.memory import HALF
 
-HALF = 2  # bytes of a weight in bfloat16
-WEIGHT_BYTES = {
-    "none": 2.0,
-    "8bit": 1.0,
-    "4bit": 0.5,
-}  # of a weight of the body
+WEIGHT_BYTES = {"none": 2.0, "8bit": 1.0, "4bit": 0.5}  # of a weight of the body
 
 
 @dataclass(frozen=True)
@@ -60,24 +57,15 @@ class Shape:
         return int(self.body * WEIGHT_BYTES[quantization] + self.embedded * HALF)
 
 
-def shape_of(config: Any) -> Shape:
-    """Return the shape that a transformers config describes."""
+def shape_of(config: Any, layers: int | None = None) -> Shape:
+    """Return the shape that a transformers config describes, cut to so many layers if that is given."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if layers is not None:
+        drop_layers(model, range(layers, config.num_hidden_layers))
     inner, outer = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     embedded = outer.numel() if inner is outer else inner.numel() + outer.numel()
     return Shape(model, sum(p.numel() for p in model.parameters()), embedded, outer.numel())
-
-
-def with_layers(config: Any, layers: int) -> Any:
-    """Return a copy of a config with so many layers, as a model has from which others were cut."""
-    from copy import deepcopy
-
-    cut = deepcopy(config)
-    cut.num_hidden_layers = layers
-    if getattr(cut, "layer_types", None):
-        cut.layer_types = cut.layer_types[:layers]
-    return cut

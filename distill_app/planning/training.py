@@ -5,9 +5,9 @@ from typing import Any
 from distill_app.easydistill.params import TrainParams
 from distill_app.planning.hardware import Device
 from distill_app.planning.shapes import WEIGHT_BYTES, Shape, shape_of
-from distill_app.training.memory import FULL, FULL_BYTES, HALF, SPLIT_BYTES
+from distill_app.training.config import SPLIT_OPTIMIZERS
+from distill_app.training.memory import FULL, FULL_BYTES, HALF, SPLIT_BYTES, fixed_bytes, token_bytes
 
-PLAIN = ("adamw_torch", "adamw_torch_fused")  # optimizers under which weights train in bfloat16
 CHECKPOINT_BYTES = 12  # a trained parameter: weights, rests and moments
 
 
@@ -24,10 +24,8 @@ def training_bytes(shape: Shape, params: TrainParams, device: Device, in_halves:
     The trainer's formula adds up all that it ever holds; but layers have no gradients yet while the output
     layer's is summed up, and no activations any more once all gradients are there.
     """
-    from distill_app.training.memory import fixed_bytes, token_bytes
-
     model = _with_adapters(shape, params) if params.lora_rank else shape.skeleton
-    plain = params.training.get("optim", "adamw_torch") in PLAIN
+    plain = params.training.get("optim", "adamw_torch") in SPLIT_OPTIMIZERS
     split = in_halves and plain and not params.lora_rank and params.accelerate != "fsdp"
     saved = int(shape.body * (HALF - WEIGHT_BYTES[params.quantization])) if params.lora_rank else 0
     step = params.batch_size * params.gradient_accumulation_steps * params.max_length
