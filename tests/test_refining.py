@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -307,3 +309,11 @@ def test_fixed_texts_leave_the_error_where_the_teacher_never_goes():
 @pytest.mark.parametrize("divergence", list(BETA))
 def test_the_students_own_texts_remove_that_error(divergence):
     assert max(errors_after(STUDENTS_TEXTS, divergence)[[AFTER_A, AFTER_B]]) < 1e-3
+
+
+@pytest.mark.parametrize("stage", ["refine_s1", "refine_s2"])
+def test_a_stage_that_is_off_loads_no_torch(stage: str) -> None:
+    """It is part of every run, and torch takes seconds."""
+    check = f"import sys, stages.{stage}; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", check], cwd=root, check=False).returncode == 0

@@ -30,7 +30,7 @@ def run_shape(shape, tokens, length, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("checkpointed",)], ids=["plain", "checkpointed"])
 def test_a_small_models_peak_is_that_of_the_formula(options):
     """In the proportions of Qwen2.5-0.5B, a row of one long example at a time."""

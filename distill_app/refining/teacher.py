@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from distill_app.core.logits import tokenizer_digest
 from distill_app.core.models import Model, Tokenizer
 
@@ -35,6 +33,8 @@ def fit_head(teacher: Model, vocab_size: int, their_end: int | None, our_end: in
         vocab_size: rows of the student's output layer.
         their_end, our_end: the token that ends a sequence of the teacher's and of the student's.
     """
+    import torch
+
     head = teacher.get_output_embeddings()
     swaps = their_end is not None and their_end != our_end and max(their_end, our_end) < vocab_size
     if len(head.weight) == vocab_size and not swaps:
@@ -52,8 +52,10 @@ def fit_head(teacher: Model, vocab_size: int, their_end: int | None, our_end: in
     config.vocab_size = vocab_size
 
 
-def _padded(head: Any, rows: int) -> torch.nn.Linear:
+def _padded(head: Any, rows: int) -> Any:
     """Return a copy of an output layer with so many rows."""
+    import torch
+
     had, width = head.weight.shape
     kept = min(had, rows)
     has_bias = head.bias is not None or rows > had

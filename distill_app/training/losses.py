@@ -184,8 +184,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None
-        given = [None if g is None else g * grad_outputs[0] for g in (grads.hidden, grads.weight, grads.bias)]
-        return (*given, None, None, None, None)
+        given = (grads.hidden, grads.weight, grads.bias)
+        return (*(g if g is None else g.mul_(grad_outputs[0]) for g in given), None, None, None, None)
 
 
 class _Gradients:
