@@ -501,3 +501,13 @@ def test_the_trainer_is_a_command_of_its_own():
         check=True,
     )
     assert "EasyDistill 1.0 JSON config" in run.stdout
+
+
+def test_transformers_is_told_of_checkpointing_by_its_newest_names(job, recwarn):
+    """The old ones, which EasyDistill's configs have, are warned of in a stage's output."""
+    options = {"use_reentrant": True}
+    args = arguments(
+        job(training__gradient_checkpointing=True, training__gradient_checkpointing_kwargs=options)
+    )
+    assert args.activation_checkpointing and args.activation_checkpointing_kwargs == options
+    assert not [str(w.message) for w in recwarn if "gradient_checkpointing" in str(w.message)]

@@ -185,7 +185,7 @@ def _trainer(
         beta=BETA[params.divergence],
         temperature=params.temperature,
         max_completion_length=params.max_new_tokens,
-        gradient_checkpointing=params.gradient_checkpointing,
+        activation_checkpointing=params.gradient_checkpointing,
         bf16=torch.cuda.is_bf16_supported() if has_gpu else cpu_multiplies_bf16(),
         use_cpu=not has_gpu,
         dataloader_pin_memory=has_gpu,

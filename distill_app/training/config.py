@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distill_app.core.logits import TopLogits
     from distill_app.training.losses import Objective
 
+CHECKPOINTING = ("gradient_checkpointing", "gradient_checkpointing_kwargs")  # as EasyDistill has them
 DVCLIVE = "dvclive"
 EVALUATION_OFF = {"eval_strategy": "no", "eval_steps": None, "eval_delay": 0, "eval_on_start": False}
 SPLIT_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
@@ -114,14 +115,13 @@ def sft_arguments(job: Job, work_dir: str, has_validation: bool = False) -> Any:
     options: dict[str, Any] = {
         "bf16": can_bf16 and not fields.get("fp16"),
         "use_cpu": not has_gpu,
-        "gradient_checkpointing": False,
         "disable_tqdm": True,
         "seed": job.dataset.seed,
         "data_seed": job.dataset.seed,
         "save_steps": 1000,
         "dataloader_pin_memory": has_gpu,
         "ddp_find_unused_parameters": False,
-        **fields,
+        **_renamed(fields),
         "report_to": [name for name in reporters(job) if name != DVCLIVE] or "none",
     }
     # One batch a step, which the trainer cuts into parts by tokens: the Trainer need not accumulate
@@ -147,6 +147,12 @@ def sft_arguments(job: Job, work_dir: str, has_validation: bool = False) -> Any:
         return SFTConfig(**options)
     except (TypeError, ValueError) as err:
         raise ValueError(f"{job.path}: training: {' '.join(str(err).split())}") from err
+
+
+def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields of a training in transformers 5's names of them; off is said, for TRL's default is on."""
+    names = {name: name.replace("gradient", "activation") for name in fields if name in CHECKPOINTING}
+    return {"activation_checkpointing": False, **{names.get(k, k): value for k, value in fields.items()}}
 
 
 def _evaluation(options: dict[str, Any]) -> dict[str, Any]:
