@@ -28,7 +28,14 @@ from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
 from distill_app.refining.params import RefineS2Params
 from distill_app.report.cards.card import training_card
-from distill_app.report.cards.origin import copy_license, digest_of, file_digest, made_from, model_digest, with_licences
+from distill_app.report.cards.origin import (
+    copy_license,
+    digest_of,
+    file_digest,
+    made_from,
+    model_digest,
+    with_licences,
+)
 
 COLUMNS = ("round", "right", "solved", "kept", "examples", "right_validation")
 PACKAGES = ("torch", "transformers", "trl", "math-verify")
@@ -57,11 +64,10 @@ def refine_by_verification(
 ) -> dict[str, Any]:
     """Let a student learn from its own right answers beside its training data, round after round.
 
-    In each round the newest student samples answers to the problems; those that are right are added to what
-    earlier rounds kept, and a student is trained on all of it and the traces, from where `params.start` says.
-    The folder appears at once when all is done: the last round's checkpoint, with `rounds.csv`. A run that was
-    killed asks nothing again and goes on with the training that it was in; on a CPU it ends with the same
-    bytes.
+    In each round the newest student samples answers to the problems. The right ones join those of earlier
+    rounds, and a student is trained on them and the traces, from where `params.start` says. The folder appears
+    at once when all is done: the last round's checkpoint, with `rounds.csv`. A run that was killed asks nothing
+    again and goes on with the training that it was in; on a CPU it ends with the same bytes.
 
     Args:
         label: whose engine, batch size and store are used; the teacher itself is not asked.
@@ -69,9 +75,9 @@ def refine_by_verification(
 
     Returns:
         `rounds`, `problems`, `left_out` (for being like held-out ones), and the last round's columns: `right`
-        (share of samples), `solved` (share of problems with a right sample), `kept` (answers added to the
-        traces), `examples` (learned, traces and kept), `right_validation` (greedy, of the training's validation
-        problems; missing where there are none). Of a round the first two are the student's that sampled.
+        (share of samples) and `solved` (share of problems with a right sample), of the student that sampled;
+        `kept` (answers beside the traces), `examples` (both together), `right_validation` (share of right
+        greedy answers to the problems that training validates by; missing where there are none).
 
     Raises:
         EmptyDataError: no problem or no right answer is left.
@@ -119,9 +125,7 @@ def _checked_job(config_path: str) -> Job:
     return job
 
 
-def read_problems(
-    data_path: str, more_path: str | None, heldout_path: str
-) -> tuple[list[Record], int]:
+def read_problems(data_path: str, more_path: str | None, heldout_path: str) -> tuple[list[Record], int]:
     """Return the problems to sample for, and how many were left out for being like a held-out one.
 
     Left out are problems that are the text of a held-out one, or that text but for names and numbers, or of a
@@ -144,8 +148,8 @@ def read_problems(
         if not final_answer(record["output"]):
             shown = " ".join(record["output"].split())[:SHOWN_CHARACTERS]
             raise ValueError(
-                f"{path}: record {number}: output: found no final answer in {shown!r}, expected \\boxed{{}} or"
-                ' "the answer is", by which answers are verified; add it, or take refine_s2.method: on_policy'
+                f"{path}: record {number}: output: found no final answer in {shown!r}, expected \\boxed{{}}"
+                ' or "the answer is", to verify by; add it, or take refine_s2.method: on_policy'
             )
         if normalise(text) not in texts and masked(text) not in masks and frame(text) not in frames:
             found.setdefault(normalise(text), record)
@@ -213,7 +217,12 @@ class _Rounds:
             "examples": len(examples),
             **self._validated(number),
         }
-        print("refining:", ", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr, flush=True)
+        print(
+            "refining:",
+            ", ".join(f"{key} {value}" for key, value in row.items()),
+            file=sys.stderr,
+            flush=True,
+        )
         return row
 
     def _sample(self, number: int) -> list[list[Answer]]:
@@ -315,4 +324,3 @@ def _origin(params: RefineS2Params, inputs: VerifiedInputs, job: Job) -> dict[st
         "trainer_sha256": digest_of(sorted(Path(__file__).parent.glob("*.py"))),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-

@@ -175,7 +175,7 @@ def build_examples(
 
 
 def is_held_out(record: Record, validation_fraction: float, seed: int) -> bool:
-    """Tell whether training leaves a record out to validate by; all records of one question share its side."""
+    """Tell whether training validates by a record; all records of one question are on the same side."""
     return validation_fraction > 0 and _place(record, seed) < validation_fraction
 
 
