@@ -65,9 +65,9 @@ def refine_by_verification(
     """Let a student learn from its own right answers beside its training data, round after round.
 
     In each round the newest student samples answers to the problems. The right ones join those of earlier
-    rounds, and a student is trained on them and the traces, from where `params.start` says. The folder appears
-    at once when all is done: the last round's checkpoint, with `rounds.csv`. A run that was killed asks nothing
-    again and goes on with the training that it was in; on a CPU it ends with the same bytes.
+    rounds, and a student is trained on them and the traces, from where `params.start` says. The folder
+    appears at once when all is done: the last round's checkpoint, with `rounds.csv`. A run that was killed
+    asks nothing again and goes on with the training that it was in; on a CPU it ends with the same bytes.
 
     Args:
         label: whose engine, batch size and store are used; the teacher itself is not asked.
