@@ -2,9 +2,9 @@
 
 make bench-verified
 
-Run `dvc repro train_s2` first. Every student is asked the same held-out problems, of frames that training knows
-and of new ones, and changes are paired with the trained student's answers. Minutes are of sampling and training.
-The rounds of a longer run repeat those of a shorter one, whose answers are in the store.
+Run `dvc repro train_s2` first. Every student is asked the same held-out problems, of frames that training
+knows and of new ones, and changes are paired with the trained student's answers. Minutes are of sampling and
+training; each longer run trains its first rounds again, while their answers are in the store.
 """
 
 import argparse
