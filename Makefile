@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray bench-train bench-white-box bench-data
+.PHONY: repro test lint check lock clean bench-label bench-invariance bench-ray bench-train bench-white-box bench-verified bench-data
 
 repro: .venv/installed
 	@$(ENV) dvc repro
@@ -50,6 +50,9 @@ bench-train: .venv/installed models/base/teacher
 
 bench-white-box: .venv/installed
 	$(ENV) python benchmarks/white_box.py
+
+bench-verified: .venv/installed
+	$(ENV) python benchmarks/verified.py
 
 bench-data: .venv/installed
 	$(ENV) python benchmarks/data.py $(if $(ROWS),--rows $(ROWS)) $(if $(TRACE_KB),--trace-kb $(TRACE_KB)) $(if $(THREADS),--threads $(THREADS)) $(if $(SHARDS),--shards $(SHARDS))

@@ -12,7 +12,7 @@ from distill_app.evaluation.asking.params import MeasureParams
 from distill_app.evaluation.benchmarks.params import BenchmarkParams
 from distill_app.evaluation.params import CompareParams
 from distill_app.labeling.params import LabelParams, ScoreParams
-from distill_app.refining.params import RefineParams
+from distill_app.refining.params import RefineParams, RefineS2Params
 
 SECTIONS: dict[str, type[Section]] = {
     "base_models": BaseModelsParams,
@@ -23,7 +23,7 @@ SECTIONS: dict[str, type[Section]] = {
     "train_s1": TrainParams,
     "train_s2": TrainParams,
     "refine_s1": RefineParams,
-    "refine_s2": RefineParams,
+    "refine_s2": RefineS2Params,
     "measure": MeasureParams,
     "benchmark": BenchmarkParams,
     "compare": CompareParams,

@@ -13,7 +13,10 @@ import yaml
 from distill_app.data.frames import frame
 
 SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data" / "sample"
-SHARDS = [f"{name}/data/train-00000-of-00001.parquet" for name in ("DistilQwen_100k", "OmniThought")]
+SHARDS = [
+    *(f"{name}/data/train-00000-of-00001.parquet" for name in ("DistilQwen_100k", "OmniThought")),
+    "problems/problems.parquet",
+]
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
@@ -68,7 +71,7 @@ def test_regenerating_gives_the_bytes_in_git(regenerated_dir: Path, shard: str) 
     assert (regenerated_dir / shard).read_bytes() == (SAMPLE_DIR / shard).read_bytes()
 
 
-def test_generating_leaves_only_the_two_shards(regenerated_dir: Path) -> None:
+def test_generating_leaves_only_the_shards(regenerated_dir: Path) -> None:
     written = sorted(
         str(path.relative_to(regenerated_dir)) for path in regenerated_dir.rglob("*") if path.is_file()
     )
@@ -87,6 +90,16 @@ def test_every_equation_of_a_verified_trace_is_true(problems: list[dict]) -> Non
             assert equations, trace["thought"]
             for equation in equations:
                 assert holds(*equation), f"{equation} in {trace['thought']}"
+
+
+def test_the_problems_without_traces_name_an_answer_and_are_no_problem_of_the_dataset(
+    problems: list[dict],
+) -> None:
+    more = pq.read_table(SAMPLE_DIR / SHARDS[2]).to_pylist()
+    questions = {record["instruction"] for record in more}
+    assert len(questions) == len(more) >= 900
+    assert all(re.fullmatch(r"The answer is \\boxed\{\d+\}\.", record["output"]) for record in more)
+    assert not questions & {problem["question"] for problem in problems}
 
 
 def test_the_verified_traces_of_a_question_agree_and_the_others_do_not(

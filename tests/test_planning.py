@@ -165,6 +165,20 @@ def test_refining_is_planned_where_it_is_on(qwen_params):
     assert on.seconds > 60 and on.memory > 7e9 and on.tokens_written == 50 * 0.5 * 32 * 256
 
 
+def test_verification_rounds_are_planned_where_they_are_on(qwen_params):
+    def planned(**changed):
+        sections = read_sections(qwen_params({"refine_s2": {"method": "verified", "samples": 4, **changed}}))
+        plan = plan_run(sections, GPUS["h100"])
+        return stage(plan, "refine_s2"), stage(plan, "train_s2")
+
+    assert planned(rounds=0)[0].seconds == 0
+    (one, training), (two, _) = planned(rounds=1, keep=2), planned(rounds=2, keep=2)
+    assert one.tokens_trained == pytest.approx(3 * training.tokens_trained)
+    assert one.memory >= training.memory and one.tokens_written > 0
+    assert two.tokens_written == 2 * one.tokens_written and two.tokens_trained == 2 * one.tokens_trained
+    assert one.seconds < two.seconds < 2 * one.seconds + 60
+
+
 def test_a_model_that_is_not_here_is_named_and_the_rest_is_planned(qwen_params, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

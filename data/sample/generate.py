@@ -1,4 +1,4 @@
-"""Write the sample data: small files with the schemas of the two published datasets.
+"""Write the sample data: small files with the schemas of the two published datasets, and problems to verify by.
 
     python data/sample/generate.py [--out DIR]
 
@@ -24,6 +24,7 @@ SEED = 17
 PER_KIND = 19
 STORIES = 256
 LONG_TRACES = 24
+MORE_SEED, MORE_PER_KIND, MORE_STORIES = 18, 25, 600  # of the problems without traces
 
 LEVEL = pa.struct([("judge", pa.string()), ("level", pa.int64())])
 TRACE = pa.struct(
@@ -38,12 +39,28 @@ TRACE = pa.struct(
     ]
 )
 OMNITHOUGHT = pa.schema([("question", pa.string()), ("reasoning", pa.list_(TRACE))])
+PROBLEMS = pa.schema([("instruction", pa.string()), ("input", pa.string()), ("output", pa.string())])
 DISTILQWEN = pa.schema([("instruction", pa.string()), ("output", pa.string())])
 
 
 def instruction_rows(path: Path) -> list[dict]:
     """Return DistilQwen rows (`instruction`, `output`) in the order of the YAML list."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def problem_records(known: list[dict]) -> list[dict]:
+    """Return further problems as records whose output is the right answer alone; none is among the known rows."""
+    questions = {row["question"] for row in known}
+    rows = word_problem_rows(MORE_SEED, {**dict.fromkeys(KINDS, MORE_PER_KIND), told_story: MORE_STORIES})
+    return [
+        {"instruction": row["question"], "input": "", "output": right_answer(row)}
+        for row in rows
+        if row["question"] not in questions
+    ]
+
+
+def right_answer(row: dict) -> str:
+    return next(trace["solution"] for trace in row["reasoning"] if trace["thought_correctness_verify"])
 
 
 def write_shard(rows: list[dict], schema: pa.Schema, path: Path) -> None:
@@ -68,11 +85,16 @@ def main() -> None:
     problems = word_problem_rows(SEED, {**dict.fromkeys(KINDS, PER_KIND), told_story: STORIES})
     add_long_traces(problems, LONG_TRACES, SEED)
     write_shard(problems, OMNITHOUGHT, out_dir / "OmniThought" / SHARD)
+    more = problem_records(problems)
+    write_shard(more, PROBLEMS, out_dir / "problems" / "problems.parquet")
     instructions = instruction_rows(HERE / "instructions.yaml")
     random.Random(SEED).shuffle(instructions)  # the list is grouped by topic
     write_shard(instructions, DISTILQWEN, out_dir / "DistilQwen_100k" / SHARD)
     traces = sum(len(row["reasoning"]) for row in problems)
-    print(f"{out_dir}: {len(instructions)} instructions; {len(problems)} word problems with {traces} traces")
+    print(
+        f"{out_dir}: {len(instructions)} instructions; {len(problems)} word problems with {traces} traces,"
+        f" {len(more)} without"
+    )
 
 
 if __name__ == "__main__":

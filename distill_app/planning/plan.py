@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from distill_app.core.files import iter_records
 from distill_app.core.hub import hub_inputs
 from distill_app.core.models import Quantization, compute_dtype, is_local_path
 from distill_app.core.params import Section
@@ -27,7 +28,7 @@ from distill_app.planning.models import Models
 from distill_app.planning.shapes import Shape
 from distill_app.planning.training import checkpoint_bytes, is_checkpointed, training_bytes
 from distill_app.planning.work import Texts, reading_seconds, training_seconds, writing_seconds
-from distill_app.refining.params import RefineParams
+from distill_app.refining.params import RefineParams, RefineS2Params
 from distill_app.training.memory import FULL_BYTES, HALF, SHARE, token_bytes
 
 CHAT_TOKENS = 25  # that a chat template adds to a prompt
@@ -226,16 +227,16 @@ class _Planner:
         plan.memory = shape.weight_bytes(self.label.quantization)
         plan.disk = round(LOGITS_BYTES * top * texts.answer_tokens)
 
-    def _train(self, plan: StagePlan, mode: Mode) -> None:
-        params: TrainParams = self.sections[plan.stage]
+    def _train(self, plan: StagePlan, mode: Mode, examples: Texts | None = None) -> None:
+        """Add a training as its section says, on these examples in place of its own data."""
+        params: TrainParams = self.sections["train_s1" if mode == "system1" else "train_s2"]
         self._reads(plan, mode)
         shape = self.models.shape(mode)
-        texts = (self._labels("train") if mode == "system1" else self._texts("system2").train) * (
-            1 - params.validation_fraction
-        )
+        examples = examples or (self._labels("train") if mode == "system1" else self._texts("system2").train)
+        texts = examples * (1 - params.validation_fraction)
         batch = params.batch_size * params.gradient_accumulation_steps
         each = texts.tokens / params.tokens_per_step if params.tokens_per_step else texts.count / batch
-        plan.tokens_trained = params.num_epochs * texts.tokens
+        plan.tokens_trained += params.num_epochs * texts.tokens
         plan.seconds += 2 * self.device.start_sec  # the stage, the check of the student, the trainer
         plan.seconds += training_seconds(
             shape, texts, params.num_epochs, params.num_epochs * each, self.device, is_checkpointed(params)
@@ -263,6 +264,9 @@ class _Planner:
 
     def _refine(self, plan: StagePlan, mode: Mode) -> None:
         params: RefineParams = self.sections[plan.stage]
+        if isinstance(params, RefineS2Params) and params.method == "verified":
+            self._verify(plan, params)
+            return
         if not params.steps:
             plan.seconds = 0
             return
@@ -296,6 +300,28 @@ class _Planner:
                 else "set {}.gradient_checkpointing: true"
             )
             plan.fault = fix.format(plan.stage)
+
+    def _verify(self, plan: StagePlan, params: RefineS2Params) -> None:
+        """Add what verification rounds take where each trains on all that may be kept: the most it can be."""
+        if not params.rounds:
+            plan.seconds = 0
+            return
+        shape, traces = self.models.shape("system2"), self._texts("system2").train
+        more = sum(1 for _ in iter_records(params.problems)) if params.problems else 0
+        problems = traces * (1 + more / traces.count)
+        count = problems.count * params.samples
+        drawn = Texts(
+            count, problems.prompt_tokens * params.samples, count * ANSWER_SHARE * params.max_new_tokens
+        )
+        longest = traces.prompt_tokens / traces.count + params.max_new_tokens
+        learned = traces * (1 + problems.count * min(params.keep, params.samples) / traces.count)
+        for _ in range(params.rounds):
+            self._train(plan, "system2", learned)
+            memory, fault = plan.memory, plan.fault
+            self._writes(plan, "system2", "none", drawn, self.label.batch_size, longest)
+            plan.memory, plan.fault = max(memory, plan.memory), fault or plan.fault
+        plan.tokens_written = params.rounds * drawn.answer_tokens
+        plan.disk += params.rounds * HALF * shape.parameters
 
     def _measure(self, plan: StagePlan) -> None:
         params = self.measure

@@ -20,3 +20,19 @@ class RefineParams(Section):
     gradient_checkpointing: bool
     save_steps: int = Field(ge=1)  # between checkpoints
     seed: int
+
+
+class RefineS2Params(RefineParams):
+    """System 2's refinement: by its teacher's distribution, or by answers that are verified."""
+
+    method: Literal["on_policy", "verified"]
+    rounds: int = Field(ge=0)  # of verification; 0 leaves it out
+    samples: int = Field(ge=1)  # answers that the student draws to each problem, in each round
+    keep: int = Field(ge=1)  # distinct right answers to a problem that are learned, at most
+    start: Literal["before", "trained"]  # from where each round trains: before train_s2, or after it
+    problems: str | None  # a file of further problems, records whose output names the right answer
+
+    @property
+    def verifies(self) -> bool:
+        """Whether there are verification rounds."""
+        return self.method == "verified" and self.rounds > 0

@@ -111,7 +111,7 @@ def refine_student(
         metrics = _metrics(steps)
         with new_folder(out_dir) as folder:
             save_checkpoint(trainer.accelerator.unwrap_model(trainer.model_wrapped), ours, folder)
-            save_text(folder / "refinement.csv", _csv(steps))
+            save_text(folder / "refinement.csv", steps_csv(steps))
             save_json(folder / "metrics.json", metrics)
             origin = with_licences(origin)
             save_json(folder / "provenance.json", origin)
@@ -124,7 +124,7 @@ def refine_student(
 
 def _save(metrics_path: str, metrics: dict[str, float], steps: list[dict[str, float]]) -> None:
     save_json(metrics_path, metrics)
-    save_text(Path(metrics_path).with_suffix(".csv"), _csv(steps))
+    save_text(Path(metrics_path).with_suffix(".csv"), steps_csv(steps))
 
 
 def _prompts(
@@ -259,7 +259,8 @@ def _mean(steps: list[dict[str, float]], name: str) -> float:
     return round(sum(step[name] for step in steps) / len(steps), 4)
 
 
-def _csv(steps: list[dict[str, float]]) -> str:
+def steps_csv(steps: list[dict[str, float]]) -> str:
+    """Return a table of the steps; without any the line of names alone."""
     names = ["step", *COLUMNS.values()]
     return (
         "\n".join([",".join(names), *(",".join(str(step[name]) for name in names) for step in steps)]) + "\n"

@@ -169,9 +169,14 @@ def build_examples(
                 continue
             ids, labels = ids[:max_length], labels[:max_length]
             found.cut += 1
-        held_out = validation_fraction and _place(record, seed) < validation_fraction
+        held_out = is_held_out(record, validation_fraction, seed)
         (found.validation if held_out else found.train).append(Example(ids, labels, row))
     return found
+
+
+def is_held_out(record: Record, validation_fraction: float, seed: int) -> bool:
+    """Tell whether training validates by a record; all records of one question are on the same side."""
+    return validation_fraction > 0 and _place(record, seed) < validation_fraction
 
 
 def _place(record: Record, seed: int) -> float:
