@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -97,6 +98,11 @@ class _Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         code, head, body = self.server.reply(self.command, self.path)
+        if code == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+            start, end = int(asked[1]), int(asked[2] or len(body) - 1) + 1
+            code, size, body = 206, len(body), body[start:end]
+            there = f"bytes {start}-{start + len(body) - 1}/{size}"
+            head = {**head, "Content-Length": str(len(body)), "Content-Range": there}
         self.send_response(code)
         for name, value in {"Content-Length": str(len(body)), **head}.items():
             self.send_header(name, value)
