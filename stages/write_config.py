@@ -1,7 +1,7 @@
 """Reads the training params of both systems; checks and writes their EasyDistill configs and templates.
 
-It opens none of what they name. A Hub student gets its commit here, and a Hub dataset the one that was read: the
-config is the training's whole input.
+It opens none of what they name. A Hub student gets its commit here, and a Hub dataset the one that was
+read: the config is the training's whole input.
 """
 
 from distill_app.core.files import read_json
