@@ -1,8 +1,10 @@
 """Reads the training params of both systems; checks and writes their EasyDistill configs and templates.
 
-It opens none of what they name. A Hub student gets its commit here: the config is the training's whole input.
+It opens none of what they name. A Hub student gets its commit here, and a Hub dataset the one that was
+read: the config is the training's whole input.
 """
 
+from distill_app.core.files import read_json
 from distill_app.core.hub import read_at_commits
 from distill_app.core.params import read_section
 from distill_app.core.stage import run_stage
@@ -20,7 +22,7 @@ def main() -> None:
         for name in ("train_s1", "train_s2")
     )
     label = read_section("label", LabelParams)
-    source = read_section("prepare_s1", PrepareS1Params).dataset
+    source = source_of(read_section("prepare_s1", PrepareS1Params).dataset, "metrics/prepare_s1.json")
     first = write_system1_config(
         config_path="configs/system1.json",
         teacher_model=label.teacher,
@@ -34,7 +36,7 @@ def main() -> None:
         seed=s1.seed,
         extra={**s1.extra_sections("data/train_logits.arrow"), "source": source},
     )
-    source = read_section("prepare_s2", PrepareS2Params).dataset
+    source = source_of(read_section("prepare_s2", PrepareS2Params).dataset, "metrics/prepare_s2.json")
     second = write_system2_config(
         config_path="configs/system2.json",
         student_model=s2.student,
@@ -47,6 +49,12 @@ def main() -> None:
     for path in (first, second):
         check_training(path)  # before anything that takes hours
     print(f"write_config: {first}, {second}")
+
+
+def source_of(dataset: str, metrics_path: str) -> str:
+    """Return a dataset as a card names it: of the Hub with the commit that the prepare stage read."""
+    commit = read_json(metrics_path).get("commits", {}).get(dataset)
+    return dataset if commit is None else f"{dataset}@{commit}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -428,3 +429,14 @@ def test_the_params_refuse_values_out_of_range(key: str, value: float) -> None:
     )
     with pytest.raises(ValueError, match=key):
         PrepareS2Params(**{**good, key: value})
+
+
+def test_a_row_of_two_thousand_traces_and_traces_of_a_megabyte_are_taken_whole(tmp_path) -> None:
+    many = [{"full_response": f"answer {number}"} for number in range(2000)]
+    long = [{"full_response": letter * 1_000_000} for letter in "abc"]
+    rows = [{"question": "many", "reasoning": many}, {"question": "long", "reasoning": long}]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = prepared(prepare_traces, path, "train", TraceRules(), folder=tmp_path / "out")
+    outputs = [record["output"] for record in found.train]
+    assert outputs == [trace["full_response"] for trace in many + long] and not found.dropped

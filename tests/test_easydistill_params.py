@@ -22,6 +22,9 @@ def write(tmp_path, monkeypatch):
         params = yaml.safe_load((ROOT / profile).read_text())
         params["train_s2"] |= changes
         Path("params.yaml").write_text(yaml.safe_dump(params))
+        Path("metrics").mkdir(exist_ok=True)
+        for name in ("prepare_s1", "prepare_s2"):
+            Path(f"metrics/{name}.json").write_text("{}")
         write_config.main()
         return json.loads(Path("configs/system2.json").read_text())
 

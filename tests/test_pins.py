@@ -57,6 +57,13 @@ def changed_lines(before: str, after: str) -> list[str]:
     return [line for line in lines if line.startswith(("+ ", "- "))]
 
 
+def write_metrics(lab: Path, commits: dict[str, str]) -> None:
+    """Stand in for both prepare stages."""
+    (lab / "metrics").mkdir()
+    for name in ("prepare_s1", "prepare_s2"):
+        (lab / f"metrics/{name}.json").write_text(json.dumps({"commits": commits}))
+
+
 def with_revision(text: str, name: str, revision: str) -> str:
     """Return params in which what is read by that name has a revision in place of null, and nothing else."""
     found, count = re.subn(rf"({name}[^\n]*\n  revision: )null", rf"\g<1>{revision}", text)
@@ -162,6 +169,23 @@ def test_judge_and_measured_teacher_are_pinned_by_their_own_revisions(hub, lab):
     measure = read_params(path)["measure"]
     assert (measure["judge_revision"], measure["teacher_revision"]) == (commit("e"), C)
     assert read_params(path)["label"]["revision"] is None
+
+
+def test_the_tokenizer_that_counts_is_pinned_and_read_at_its_commit(hub, lab, tmp_path):
+    """The branch has another tokenizer by then."""
+    tiny_repo(hub, tmp_path)
+    rows = [{"instruction": f"Say {n}", "output": "one"} for n in range(40)]
+    (lab / "rows.json").write_text(json.dumps(rows))
+    text = (ROOT / "params.yaml").read_text().replace("data/sample/DistilQwen_100k", "rows.json")
+    (lab / "params.yaml").write_text(text.replace("tokenizer: null", "tokenizer: owner/tiny", 1))
+    done = run(hub, lab, "distill_app", "pin", "prepare_s1")
+    assert done.stdout == f"prepare_s1.tokenizer: owner/tiny: pinned at {B}, was null\n"
+    hub.repos["models/owner/tiny"].refs["main"] = A
+    done = run(hub, lab, "stages.prepare_s1")
+    assert done.returncode == 0 and "pinned" not in done.stderr, done.stderr
+    tokens = json.loads((lab / "metrics/prepare_s1.json").read_text())["tokens"]
+    assert tokens["counted_by"] == f"owner/tiny@{B}"
+    assert not any("resolve/main/tokenizer.json" in asked for asked in hub.asked)
 
 
 def test_servers_names_and_local_folders_are_no_repositories(hub, lab):
@@ -295,15 +319,19 @@ def test_offline_a_branch_is_the_commit_that_the_cache_knows(hub, small):
 
 @pytest.mark.slow
 def test_the_students_commit_goes_into_the_config_that_trains_it(hub, lab):
+    write_metrics(lab, {"alibaba-pai/OmniThought": B})
     done = run(hub, lab, "stages.write_config")
     assert done.returncode == 0, done.stderr
     models = [json.loads((lab / f"configs/system{n}.json").read_text())["models"] for n in (1, 2)]
     assert [one["student_revision"] for one in models] == [commit("d"), commit("e")]
     assert done.stderr.count("is not pinned; this run reads") == 2
+    sources = [json.loads((lab / f"configs/system{n}.json").read_text())["source"] for n in (1, 2)]
+    assert sources == ["alibaba-pai/DistilQwen_100k", f"alibaba-pai/OmniThought@{B}"]
 
 
 @pytest.mark.slow
 def test_without_the_hub_the_config_is_written_and_says_that_it_is_not_pinned(hub, lab):
+    write_metrics(lab, {})
     done = run(hub, lab, "stages.write_config", HF_HUB_OFFLINE="1")
     assert done.returncode == 0
     assert (

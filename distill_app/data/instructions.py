@@ -41,6 +41,7 @@ class InstructionRules:
         max_output_chars: of the dataset's own output.
         max_tokens: of prompt, output and end of sequence, as training counts them, by `tokenizer`.
         tokenizer: folder or Hub id of the student.
+        tokenizer_revision: commit, tag or branch of a Hub tokenizer; None is its default branch.
         languages: ISO 639-1 codes of those to keep.
         near_duplicates: the share of common word triples (Jaccard, estimated by MinHash) from which on
             the later of two instructions is dropped.
@@ -58,6 +59,7 @@ class InstructionRules:
     max_output_chars: int | None = None
     max_tokens: int | None = None
     tokenizer: str | None = None
+    tokenizer_revision: str | None = None
     languages: tuple[str, ...] | None = None
     near_duplicates: float | None = None
     overlap_words: int | None = None
@@ -133,7 +135,7 @@ def _selected(
         if rules.languages is not None:
             drop_other_languages(selection, rules.languages)
         if rules.tokenizer is not None:
-            selection.count_tokens(rules.tokenizer, "system1")
+            selection.count_tokens("system1", rules.tokenizer, rules.tokenizer_revision)
         if rules.max_tokens is not None:
             selection.drop_long(rules.max_tokens)
         selection.drop_duplicates()

@@ -48,6 +48,7 @@ class PrepareS1Params(_SourceParams):
     max_output_chars: int | None = Field(ge=1)
     max_tokens: int | None = Field(ge=1)  # of prompt and output, by tokenizer
     tokenizer: str | None  # folder or Hub id; null estimates tokens from bytes
+    tokenizer_revision: str | None  # of a Hub tokenizer: commit, tag or branch
     languages: Annotated[list[str] | None, NoPath()]  # ISO 639-1 codes to keep; null: all
     near_duplicates: float | None = Field(gt=0, le=1)  # Jaccard similarity from which on; null: keep them
     overlap_words: int | None = Field(ge=2)  # in a row, shared with held-out or benchmark texts; null: off
@@ -70,6 +71,7 @@ class PrepareS2Params(_SourceParams):
     cd_target: int | None = Field(ge=0, le=9)
     max_tokens: int | None = Field(ge=1)  # of prompt and trace, by tokenizer
     tokenizer: str | None  # folder or Hub id; null estimates tokens from bytes
+    tokenizer_revision: str | None  # of a Hub tokenizer: commit, tag or branch
     heldout_frames: float = Field(ge=0, lt=1)  # share of the problems' frames kept out of training whole
     overlap_words: int | None = Field(ge=2)  # as in prepare_s1, of the questions
     overlap_masked: bool

@@ -64,6 +64,7 @@ class TraceRules:
         rv_target, cd_target: the levels looked for; None for both takes the shortest (in characters).
         max_tokens: of prompt, trace and end of sequence, as training counts them, by `tokenizer`.
         tokenizer: folder or Hub id of the student.
+        tokenizer_revision: commit, tag or branch of a Hub tokenizer; None is its default branch.
         heldout_frames: share of the problems' frames that are held out whole; see `frames.py`.
         overlap_words, overlap_masked, benchmarks: as for instructions, of the questions.
 
@@ -84,6 +85,7 @@ class TraceRules:
     cd_target: int | None = None
     max_tokens: int | None = None
     tokenizer: str | None = None
+    tokenizer_revision: str | None = None
     heldout_frames: float = 0.0
     overlap_words: int | None = None
     overlap_masked: bool = False
@@ -181,7 +183,7 @@ def _selected(
             _read(source, rules, selection)
         selection.close()
         if rules.tokenizer is not None:
-            selection.count_tokens(rules.tokenizer, "system2")
+            selection.count_tokens("system2", rules.tokenizer, rules.tokenizer_revision)
         if rules.max_tokens is not None:
             selection.drop_long(rules.max_tokens)
         selection.drop_duplicates()

@@ -188,11 +188,11 @@ class Selection:
         place = np.arange(len(of)) - np.repeat(starts, np.diff(np.append(starts, len(of))))
         self.reasons.drop("over max_traces", taken[order[place >= count]])
 
-    def count_tokens(self, tokenizer_name: str, mode: Mode) -> None:
+    def count_tokens(self, mode: Mode, tokenizer_name: str, revision: str | None = None) -> None:
         """Count each example's tokens as training does: prompt, output, end of sequence."""
         from distill_app.core.models import load_tokenizer
 
-        tokenizer = load_tokenizer(tokenizer_name)
+        tokenizer = load_tokenizer(tokenizer_name, revision)
 
         def lengths(texts: list[str]) -> "Numbers":
             return np.array([len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
@@ -202,7 +202,7 @@ class Selection:
             prompts = [format_prompt(record["instruction"], record["input"], mode) for record in records]
             outputs = [format_response(record["output"]) for record in records]
             self.tokens[numbers] = lengths(prompts) + lengths(outputs) + 1
-        self.tokens_are = tokenizer_name
+        self.tokens_are = tokenizer_name if revision is None else f"{tokenizer_name}@{revision}"
 
     def drop_long(self, max_tokens: int) -> None:
         """Drop what has more tokens, as they were counted."""
