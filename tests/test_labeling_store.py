@@ -314,8 +314,8 @@ def test_the_whole_group_can_write_whatever_a_users_umask_is(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
 def test_two_users_of_a_group_write_read_and_compact_one_store(tmp_path):
     tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)  # pytest's own
     as_user = "os.setegid(4242); os.seteuid(int(sys.argv[2]))\n"
     code = "store = AnswerStore(sys.argv[1] + '/s')\nstore.put(recipe(), recipe().key(sys.argv[2]), 8, STOP)\nstore.close()\n"
     in_process(as_user + "os.umask(0o077)\n" + code, tmp_path, 1001)

@@ -124,16 +124,16 @@ class AnswerStore:
         self._passing: dict[tuple[bytes, int], Answer] = {}  # of this run alone, by key and limit
         self._lock = threading.RLock()  # an engine may pull prompts from a thread of its own
         self._forget()
-        if must_exist and not self._folder.is_dir() and not (earlier and earlier.is_file()):
+        if must_exist and not os.path.isdir(self._folder) and not (earlier and os.path.isfile(earlier)):
             raise FileNotFoundError(f"{self.name}: no such store; label something, or fix the path")
         with self._errors():
-            if not self._folder.is_dir():
+            if not os.path.isdir(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(OSError):  # a file system without modes
                     self._folder.chmod(0o2775)
             if not os.access(self._folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            if earlier and earlier.is_file():
+            if earlier and os.path.isfile(earlier):
                 self._take_over(earlier)
 
     def __enter__(self) -> "AnswerStore":
@@ -305,7 +305,7 @@ class AnswerStore:
                     )
                 )
             except OSError as err:
-                if err.errno not in GONE or not self._folder.is_dir():
+                if err.errno not in GONE or not os.path.isdir(self._folder):
                     raise
             self._forget()  # a segment was compacted between the listing and the reading
             time.sleep(0.05)
@@ -453,9 +453,9 @@ def _places(path: str) -> tuple[Path, Path]:
             " share it through a DVC remote"
         )
     place = Path(path).expanduser()
-    if place.suffix == ".sqlite" or (place.suffix and place.is_file()):
+    if place.suffix == ".sqlite" or (place.suffix and os.path.isfile(place)):
         return place.with_suffix(""), place
-    if place.is_file():
+    if os.path.isfile(place):
         return place.with_name(f"{place.name}.d"), place
     return place, place.with_name(f"{place.name}.sqlite")
 
