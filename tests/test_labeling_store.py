@@ -583,3 +583,17 @@ def test_the_index_finds_all_records_of_a_head_through_its_arrays(monkeypatch):
         places.setdefault(head, set()).add(place)
     assert all(set(index.find(head)) == found for head, found in places.items())
     assert index.find(7) == [] and 1 <= len(index._arrays) <= 6
+
+
+def test_a_segment_that_grew_while_it_was_compacted_stays(tmp_path, monkeypatch):
+    """As of a run that slept for a day between opening its file and writing."""
+    filled(tmp_path / "s", STOP)._own = None
+    (file,) = segments(tmp_path / "s")
+    monkeypatch.setattr(segments_module, "ABANDONED_SEC", 0.0)
+    with AnswerStore(tmp_path / "s") as store:
+        store.compact(
+            lambda record: bool(
+                file.open("ab").write(as_line("answer", 9, KEY, [8, "r", "late", 5, "stop", 2]))
+            )
+        )
+        assert file.exists() and store.answers([KEY], 8)[KEY].text == "late"

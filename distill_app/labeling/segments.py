@@ -68,7 +68,10 @@ class Segment:
 
     def in_use(self) -> bool:
         """Tell whether its run may write to it still; a run that was killed may not after a day."""
-        return not self.is_ended and time.time() - self.path.stat().st_mtime < ABANDONED_SEC
+        try:
+            return not self.is_ended and time.time() - self.path.stat().st_mtime < ABANDONED_SEC
+        except FileNotFoundError:  # compacted
+            return False
 
 
 class Record(NamedTuple):
@@ -115,8 +118,8 @@ def read_records(path: Path, places: Iterable[tuple[int, bytes]]) -> Iterator[Re
 class Index:
     """Where records lie, by the first 8 bytes of their key; who looks must compare the whole key.
 
-    Sorted arrays, each at least twice as long as the next: 16 bytes a record, and 40 more of those that are
-    being merged.
+    Sorted arrays, each at least twice as long as the next: 16 bytes a record, and 45 at most while two are
+    merged.
     """
 
     def __init__(self) -> None:

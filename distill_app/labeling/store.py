@@ -45,7 +45,9 @@ from distill_app.labeling.segments import (
     read_records,
 )
 
-SYNC_SEC = 1.0  # a power cut may cost the answers of so long; the end of a process costs none
+SYNC_SEC = (
+    1.0  # between writes that wait for the disk: a power cut may cost answers, the end of a process none
+)
 USED_EVERY_SEC = 86400.0  # how exactly the last use of a recipe is known
 PLACE_BITS = 40  # of a place, those that tell where in its segment: up to 1 TB
 ATTEMPTS = 100  # at reading a folder whose segments are being compacted
@@ -231,7 +233,11 @@ class AnswerStore:
         with self._errors():
             self._end()
             self._look()
-            old = {one: one.path.stat().st_size for one in self._segments.values() if not one.in_use()}
+            old: dict[Segment, int] = {}
+            for segment in self._segments.values():
+                with contextlib.suppress(FileNotFoundError):  # another compaction was quicker
+                    if not segment.in_use():
+                        old[segment] = segment.path.stat().st_size
             left_out, recipes = 0, set()
             with self._new_segment() as file:
                 for record, line in (found for segment in old for found in self._valid(segment)):
@@ -244,7 +250,7 @@ class AnswerStore:
                     b"\n" + self._recipes[name] for name in sorted(recipes & self._recipes.keys())
                 )
             for segment, size in old.items():
-                with contextlib.suppress(FileNotFoundError):  # another compaction was quicker
+                with contextlib.suppress(FileNotFoundError):
                     if segment.path.stat().st_size == size:
                         segment.path.unlink()
         return left_out
