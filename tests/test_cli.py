@@ -89,6 +89,8 @@ def test_the_store_is_shown_and_pruned_from_the_shell(tmp_path, monkeypatch):
     pruned = distill_here("labels", "--store", "work/s", "--prune", "--recipe", recipe.digest.hex()[:12])
     assert "1 recipes and 1 answers removed" in pruned.stdout
     assert "1 answers, 1200 tokens" in distill_here("labels", "--store", "work/s").stdout
+    assert distill_here("labels", "--store", "work/s", "--compact").returncode == 0
+    assert len(list(Path("work/s").glob("*.answers"))) == 1
     none = distill_here("labels", "--store", "work/s", "--prune", "--older-than", "1")
     assert none.stdout.startswith("0 recipes and 0 answers removed")
     with AnswerStore(tmp_path / "work" / "s") as store:
@@ -96,4 +98,4 @@ def test_the_store_is_shown_and_pruned_from_the_shell(tmp_path, monkeypatch):
     refused = distill_here("labels", "--store", "work/s", "--prune", "--refused")
     assert refused.stdout == "1 refusals removed\n"
     assert "1 answers, 1200 tokens" in distill_here("labels", "--store", "work/s").stdout
-    assert "work/answers.sqlite: no such store" in distill_here("labels").stderr
+    assert "work/answers: no such store" in distill_here("labels").stderr

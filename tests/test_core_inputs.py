@@ -102,7 +102,7 @@ def test_the_default_project_passes(lab, stage):
         "models/base/teacher",
     ):
         make(path)
-    make("work/answers.sqlite")  # label.store, which changes no output
+    make("work/answers")  # label.store, which changes no output
     read_inputs(stage, SECTIONS[stage])
 
 

@@ -419,7 +419,7 @@ def test_a_teacher_behind_a_server_is_asked_what_it_writes_itself_once_and_up_to
         "engine": "openai",
         "teacher": "served",
         "base_url": "http://localhost:1/v1",
-        "store": str(tmp_path / "answers.sqlite"),
+        "store": str(tmp_path / "store"),
     }
     tasks_ = ["mine", {"task": "written", "apply_chat_template": False}]
     found = benchmark(models, tmp_path, label=server, tasks=tasks_)

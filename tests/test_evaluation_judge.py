@@ -94,7 +94,7 @@ def test_answers_full_of_braces_and_markup_are_passed_on_as_they_are():
 def test_a_judge_is_not_asked_twice_for_one_pair(tmp_path):
     judge, pairs = Judge(longer), [Pair("p", "short", "much longer")]
     for _ in range(2):
-        with AnswerStore(tmp_path / "answers.sqlite") as store:
+        with AnswerStore(tmp_path / "store") as store:
             assert json.dumps(judge_pairs(judge, pairs, store, 8, "")) == '[["won", "won"]]'
     assert len(judge.asked) == 2
 

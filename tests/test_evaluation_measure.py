@@ -64,7 +64,7 @@ def lab(tmp_path_factory, tiny_model_dir) -> Path:
 
 def run(lab: Path, reports: Path, **changes: object) -> tuple[dict, dict]:
     params = params_of(**changes)
-    label = label_params(teacher=str(lab / "teacher"), store=str(reports / "answers.sqlite"))
+    label = label_params(teacher=str(lab / "teacher"), store=str(reports / "store"))
     measure_models(models_of(lab, params, label), params, label, str(lab / "data"), str(reports))
     return tuple(json.loads((reports / name).read_text()) for name in ("answers.json", "costs.json"))
 
@@ -320,7 +320,7 @@ def test_a_killed_run_leaves_no_half_written_report(lab, tmp_path):
         capture_output=True,
     )
     assert done.returncode == -9, done.stderr.decode()
-    assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"answers.sqlite"}
+    assert {path.name for path in tmp_path.iterdir()} == {"store"}
     run(lab, tmp_path)
     assert (tmp_path / "answers.json").is_file()
 
@@ -341,7 +341,7 @@ def served(lab: Path, monkeypatch: pytest.MonkeyPatch) -> LabelParams:
 def test_a_hosted_teacher_has_answers_and_times_and_what_needs_weights_is_left_out_in_words(
     lab, tmp_path, monkeypatch, capsys
 ):
-    label = served(lab, monkeypatch).model_copy(update={"store": str(tmp_path / "answers.sqlite")})
+    label = served(lab, monkeypatch).model_copy(update={"store": str(tmp_path / "store")})
     params = params_of()
     measure_models(models_of(lab, params, label), params, label, str(lab / "data"), str(tmp_path))
     answers, costs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("answers", "costs"))

@@ -518,10 +518,10 @@ def test_logits_that_are_not_finite_name_their_prompt_and_store_no_answer(tiny, 
     (bad,) = tokenizer("ü", add_special_tokens=False)["input_ids"][:1]
     with torch.no_grad():
         model.model.embed_tokens.weight[bad] = torch.nan
-    sampling = {"max_new_tokens": 4, "temperature": temperature, "store": tmp_path / "answers.sqlite"}
+    sampling = {"max_new_tokens": 4, "temperature": temperature, "store": tmp_path / "store"}
     message = r"prompt '.*über word.*': found logits that are NaN or infinite, expected numbers; check the"
     with pytest.raises(EngineGone, match=message) as caught:
         label_with_teacher(model, tokenizer, [{"instruction": "an über word"}], **sampling)
     assert "\n" not in str(caught.value)
-    with AnswerStore(tmp_path / "answers.sqlite") as store:
+    with AnswerStore(tmp_path / "store") as store:
         assert sum(summary.answers for summary in store.summaries()) == 0

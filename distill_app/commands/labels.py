@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distill_app.labeling.store import Summary
 
-HELP = "show what the store of the teacher's answers holds, or prune it"
+HELP = "show what the store of the teacher's answers holds, compact or prune it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("--store", metavar="PATH", help="the store; else label.store of params.yaml")
+    parser.add_argument("--compact", action="store_true", help="make one file of those that no run writes to")
     parser.add_argument("--prune", action="store_true", help="remove the recipes chosen by:")
     parser.add_argument("--recipe", metavar="ID", help="one recipe, as the table names it")
     parser.add_argument("--older-than", metavar="DAYS", type=float, help="recipes not used for so long")
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--older-than: found {args.older_than:g}, expected a number of days above 0")
     path = args.store or read_section("label", LabelParams).store
     with AnswerStore(path, must_exist=True) as store:
+        if args.compact:
+            store.compact()
         if args.refused:
             print(f"{store.prune_refused()} refusals removed")
             return
@@ -54,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
         _print_recipes(recipes, f"Answers in {path}")
         answers, tokens = sum(r.answers for r in recipes), sum(r.tokens for r in recipes)
         print(f"{answers} answers, {tokens} tokens, {_megabytes(store.size_bytes())}")
-        for holder in store.holders():
-            print(f"in use by {holder}")
+        for segment in store.in_use():
+            print(f"in use: {segment.name}")
 
 
 def _print_recipes(recipes: Sequence["Summary"], title: str) -> None:

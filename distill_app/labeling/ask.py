@@ -1,8 +1,6 @@
 """From prompts to answers through the store: an engine is asked for what the store lacks, nothing else."""
 
-import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -15,9 +13,7 @@ from distill_app.labeling.progress import Progress
 from distill_app.labeling.store import AnswerStore, Recipe
 
 READ_AHEAD = 256  # prompts looked up at a time
-CLAIM_AT_ONCE = 16  # few, so that two runs on one store share the work
-POLL_SEC = 1.0  # between looks at what another run is still asking
-SAY_WAITING_EVERY_SEC = 30.0
+TAKEN_AT_ONCE = 16  # few, so that two runs on one store share the work
 
 Item = TypeVar("Item")
 Prompts = Callable[[], Iterable[str]]  # each call starts again with the first prompt
@@ -36,7 +32,8 @@ def fill_store(
     """Ask for every answer that the store lacks, store each as it comes, return how many were asked.
 
     Prompts are read as a stream, identical ones are asked once, and where nothing is lacking the engine is
-    not asked to generate at all. What another run is asking is waited for; if that run dies it is asked here.
+    not asked to generate at all. What another run has set out to ask comes last, and is asked only if that
+    run has not stored it by then.
 
     Args:
         retry_to: an answer cut by the token limit is asked again with a doubled limit, up to this one.
@@ -132,16 +129,16 @@ class _Filling:
         self.store, self.progress = store, progress
         self.recipe, self.limit = Recipe.of(engine, sampling), sampling.max_new_tokens
         self.in_flight: dict[int, bytes] = {}  # the key of each prompt that the engine has, by its place
-        self.waiting: set[bytes] = set()  # what other runs are asking
         self.pull_error: BaseException | None = None
 
     def run(self) -> int:
         """Ask until the store has all; return how many were asked."""
         self.store.use(self.recipe)
         try:
-            self._ask(only=None)
-            while free := self._wait():
-                self._ask(only=free)
+            theirs: set[bytes] = set()
+            self._ask(self._pull(theirs))
+            if theirs:
+                self._ask(self._pull_left(theirs))
         except BaseException as err:
             if not self.store.path:
                 raise
@@ -150,21 +147,19 @@ class _Filling:
                 raise EngineGone(f"{one_line(err)}; {safe}") from err
             self.progress.say(f"stopped; {safe}")
             raise
-        finally:
-            with contextlib.suppress(OSError, ValueError):  # the error that ends this run is told instead
-                self.store.release_claims()
         return self.progress.asked
 
-    def _ask(self, only: set[bytes] | None) -> None:
-        prompts = self._pull(only)
-        first = next(prompts, None)
+    def _ask(self, prompts: Iterator[tuple[bytes, str]]) -> None:
+        pulled = self._noting(prompts)
+        first = next(pulled, None)
         if first is None:
             return
         self.progress.start()
-        answers = self.engine.generate(chain([first], prompts), self.sampling)
+        answers = self.engine.generate(chain([first], pulled), self.sampling)
         try:
             for place, answer in answers:
-                self.store.put(self.recipe, self.in_flight.pop(place), self.limit, answer)
+                self.store.put(self.recipe, self.in_flight[place], self.limit, answer)
+                del self.in_flight[place]  # not before it is stored, else it would be asked again
                 self.progress.add(1, asked=1, tokens=answer.tokens)
         except Exception as err:
             if self.pull_error and err is not self.pull_error:
@@ -176,49 +171,37 @@ class _Filling:
         if self.in_flight:
             raise EngineGone(f"the engine gave no answer to {len(self.in_flight)} prompts")
 
-    def _pull(self, only: set[bytes] | None) -> Iterator[str]:
-        """Yield the prompts to ask, each claimed; of the given keys only, if any are given."""
-        place = 0
+    def _noting(self, prompts: Iterator[tuple[bytes, str]]) -> Iterator[str]:
         try:
-            for chunk in _chunks(self.prompts(), READ_AHEAD):
-                by_key = {self.recipe.key(prompt): prompt for prompt in chunk}
-                if only is not None:
-                    by_key = {key: prompt for key, prompt in by_key.items() if key in only}
-                    only.difference_update(by_key)  # counted once, however often the prompt comes again
-                stored = self.store.answered(by_key, self.limit)
-                settled = len(stored) if only is not None else len(chunk) - len(by_key) + len(stored)
-                self.progress.add(settled)
-                for keys in _chunks((key for key in by_key if key not in stored), CLAIM_AT_ONCE):
-                    claimed = self.store.claim(keys, self.limit)
-                    new_waiting = claimed.theirs - self.waiting
-                    self.waiting |= new_waiting
-                    # The rest are answered by now, or asked already for an earlier prompt of the same text.
-                    self.progress.add(len(keys) - len(claimed.mine) - len(new_waiting))
-                    for key in keys:
-                        if key in claimed.mine:
-                            self.in_flight[place] = key
-                            place += 1
-                            yield by_key[key]
+            for place, (key, prompt) in enumerate(prompts):
+                self.in_flight[place] = key
+                yield prompt
         except Exception as err:
             self.pull_error = err
             raise
 
-    def _wait(self) -> set[bytes]:
-        """Wait for what other runs are asking; return what they left unasked, nothing when all is done."""
-        said = -SAY_WAITING_EVERY_SEC
-        while self.waiting:
-            answered, held = self.store.look(self.waiting, self.limit)
-            self.progress.add(len(answered))
-            free, self.waiting = self.waiting - answered - held, held
-            if free:
-                return free
-            if held and time.monotonic() - said > SAY_WAITING_EVERY_SEC:
-                said = time.monotonic()
-                who = ", ".join(self.store.holders())
-                self.progress.say(f"waiting for {len(held)} answers that another run is asking ({who})")
-            if held:
-                time.sleep(POLL_SEC)
-        return set()
+    def _pull(self, theirs: set[bytes]) -> Iterator[tuple[bytes, str]]:
+        """Yield the prompts to ask with their keys; add to `theirs` what another run has set out to ask."""
+        for chunk in _chunks(self.prompts(), READ_AHEAD):
+            by_key = {self.recipe.key(prompt): prompt for prompt in chunk}
+            new = by_key.keys() - theirs - set(self.in_flight.copy().values())
+            lacking = new - self.store.answers(new, self.limit).keys()
+            self.progress.add(len(chunk) - len(lacking))
+            for keys in _chunks((key for key in by_key if key in lacking), TAKEN_AT_ONCE):
+                mine, others = self.store.take(keys, self.limit)
+                theirs |= others
+                self.progress.add(len(keys) - len(mine) - len(others))
+                yield from ((key, by_key[key]) for key in keys if key in mine)
+
+    def _pull_left(self, theirs: set[bytes]) -> Iterator[tuple[bytes, str]]:
+        """Yield what other runs set out to ask and have not answered by now."""
+        for chunk in _chunks(self.prompts(), READ_AHEAD):
+            by_key = {key: prompt for prompt in chunk if (key := self.recipe.key(prompt)) in theirs}
+            theirs -= by_key.keys()  # asked once, however often the prompt comes again
+            for keys in _chunks(by_key, TAKEN_AT_ONCE):
+                answered = self.store.answers(keys, self.limit)
+                self.progress.add(len(answered))
+                yield from ((key, by_key[key]) for key in keys if key not in answered)
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

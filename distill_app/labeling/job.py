@@ -46,7 +46,7 @@ from distill_app.labeling.label import select_answers
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
 
-STORE_PATH = "work/answers.sqlite"
+STORE_PATH = "work/answers"
 LOG_PATH = "work/label.log"
 BATCH_SIZE = 128  # the engines take fewer at a time where memory runs out
 CONCURRENCY = 16

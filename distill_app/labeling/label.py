@@ -47,7 +47,7 @@ def label_with_teacher(
 
     Args:
         items: `{instruction, input}`; `input` may be absent, an `output` is replaced.
-        store: a file that keeps the answers; what it holds of these weights is not asked again.
+        store: a folder that keeps the answers; what it holds of these weights is not asked again.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     answers = ask_teacher(teacher_model, teacher_tokenizer, items, sampling, batch_size, mode, store=store)

@@ -41,7 +41,7 @@ class LabelParams(EngineParams):
     on_truncated: Literal["drop", "keep", "retry"]  # an answer that reached max_new_tokens
     retry_max_new_tokens: int = Field(ge=1)  # retry doubles the limit up to here
     top_logits: int = Field(ge=0, le=1024)  # likeliest tokens kept for each answer token; 0 keeps none
-    store: str  # the file that keeps the answers
+    store: str  # the folder that keeps the answers
 
     def hosted(self) -> set[str]:
         """Return `teacher` where its server alone has it."""

@@ -1,85 +1,59 @@
-"""The answers that were paid for: one SQLite file that several runs may share.
+"""The answers that were paid for: a folder of segments that any number of runs, users and machines share.
 
-An answer's key is a hash of what determines it: the engine's identity, the sampling and the prompt. The
-token limit stands beside the key, since an answer that ended by itself below a limit is the answer under
-that limit too, and raising the limit must ask again only what was cut.
+A run appends to a segment of its own and reads those of all others; nothing is locked, and what is written
+is never changed. An answer's key is a hash of what determines it: the engine's identity, the sampling and the
+prompt. The token limit stands beside the key, since an answer that ended by itself below a limit is the
+answer under that limit too, and raising the limit must ask again only what was cut.
 
-A run claims a prompt before it asks, in the store, so that no other run asks it as well. A claim ends with
-its answer, with its run, or with the death of the run's process.
+Each answer has a number above all that its run had seen. Of several answers to one question, the one with the
+lowest number is the answer, for everybody and for good.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import socket
-import sqlite3
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import psutil
-
+from distill_app.core.files import new_file
 from distill_app.generation.answers import Answer, Engine, Sampling
+from distill_app.labeling.earlier import lines_of
+from distill_app.labeling.progress import tell
+from distill_app.labeling.segments import (
+    BODY,
+    HEAD,
+    KEY,
+    KIND,
+    NUMBER,
+    SUFFIX,
+    Index,
+    Record,
+    Segment,
+    as_line,
+    as_record,
+    read_records,
+)
 
-APPLICATION_ID = 0x64697374  # "dist", in the file's header: another program's database is not ours
-SCHEMA_VERSION = 1
-BUSY_SEC = 60.0  # how long one statement waits for another process's transaction
-HEARTBEAT_SEC = 10.0
-DEAD_AFTER_SEC = 60.0  # without a heartbeat, where the process cannot be looked up
-KEYS_A_QUERY = 500
-# SQLite's write-ahead log needs memory shared by all users of the file, so one machine.
-NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "beegfs", "ceph", "gpfs", "afs")
-
-ELSEWHERE = "set label.store to a place that can be written"
-
-SCHEMA = """
-CREATE TABLE recipes (
-    id INTEGER PRIMARY KEY,
-    digest BLOB NOT NULL UNIQUE,
-    teacher TEXT NOT NULL,
-    identity TEXT NOT NULL,
-    sampling TEXT NOT NULL,
-    used_at REAL NOT NULL
-);
-CREATE TABLE answers (
-    id INTEGER PRIMARY KEY,
-    key BLOB NOT NULL,
-    max_new_tokens INTEGER NOT NULL,
-    recipe INTEGER NOT NULL REFERENCES recipes (id),
-    text TEXT NOT NULL,
-    tokens INTEGER NOT NULL,
-    finish_reason TEXT NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    UNIQUE (key, max_new_tokens)
-);
-CREATE INDEX answers_by_recipe ON answers (recipe);
-CREATE TABLE runs (
-    id TEXT PRIMARY KEY,
-    host TEXT NOT NULL,
-    pid INTEGER NOT NULL,
-    process_start REAL NOT NULL,
-    heartbeat REAL NOT NULL
-);
-CREATE TABLE claims (
-    key BLOB NOT NULL,
-    max_new_tokens INTEGER NOT NULL,
-    run TEXT NOT NULL,
-    PRIMARY KEY (key, max_new_tokens)
-) WITHOUT ROWID;
-"""
-
-# A cut answer is the answer under its own limit alone, unless the model's context cut it before. A refusal
-# may be for want of room, so it says nothing about smaller limits; nor does an answer whose tokens its server
-# did not count.
-SERVES = """CASE
-    WHEN finish_reason = 'length' AND (tokens = 0 OR tokens >= max_new_tokens) THEN max_new_tokens = :limit
-    WHEN finish_reason = 'refused' OR tokens = 0 THEN max_new_tokens <= :limit
-    ELSE tokens <= :limit END"""
+SYNC_SEC = (
+    1.0  # between writes that wait for the disk: a power cut may cost answers, the end of a process none
+)
+USED_EVERY_SEC = 86400.0  # how exactly the last use of a recipe is known
+PLACE_BITS = 40  # of a place, those that tell where in its segment: up to 1 TB
+ATTEMPTS = 100  # at reading a folder whose segments are being compacted
+GONE = (errno.ENOENT, errno.ESTALE)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+END = as_line("end", 0, bytes(32), None)
 
 
 @dataclass(frozen=True)
@@ -119,44 +93,50 @@ class Summary:
     sampling: dict[str, Any]
     answers: int
     tokens: int  # generated
-    used_at: float  # Unix time of the last run that used it, seconds
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """What became of the keys that a run wanted to ask."""
-
-    mine: set[bytes]  # to be asked by this run, now
-    answered: set[bytes]
-    theirs: set[bytes]  # being asked by another run that lives
+    used_at: float  # Unix time of the last run that used it, seconds, to a day
 
 
 class AnswerStore:
-    """Answers by key in an SQLite file; several processes and threads may use one file at once.
+    """Answers by key in a folder of segments; several processes and threads may use one folder at once.
 
     Args:
-        path: the file, made where it is missing; None keeps the answers in memory.
-        must_exist: a missing file is an error.
+        path: the folder, made where it is missing. An SQLite file of earlier versions, here or beside it with
+            `.sqlite` behind its name, is copied into the folder. None keeps the answers until `close`.
+        must_exist: a missing folder is an error.
 
     Raises (every method):
-        FileNotFoundError: there is no such file and there must be.
-        OSError: the place cannot be written, the disk is full, or another process blocks the file.
-        ValueError: the file is damaged, of a newer version, or no store.
+        FileNotFoundError: there is no such folder and there must be.
+        OSError: the place cannot be read or written, or the disk is full.
+        ValueError: the path is a URL, or a file that is no store.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, must_exist: bool = False) -> None:
-        self.path = None if path is None or str(path) == ":memory:" else Path(path)
+        self._scratch = tempfile.TemporaryDirectory() if path is None or str(path) == ":memory:" else None
+        self.path: Path | None = None
+        earlier: Path | None = None
+        if not self._scratch:
+            self.path, earlier = _places(str(path))
+        self._folder = self.path or Path(self._scratch.name if self._scratch else "")
         self.name = str(self.path or "memory")
-        self.run = uuid.uuid4().hex
-        self._recipe_ids: dict[bytes, int] = {}
+        self._run = uuid.uuid4().int >> 96  # 32 bits in each of its numbers, so that no two are the same
+        self._own: Path | None = None  # this run's segment, once it has written
+        self._named: set[str] = set()  # the recipes that it names
+        self._number = 0  # the highest that was seen
+        self._synced = 0.0
         self._passing: dict[tuple[bytes, int], Answer] = {}  # of this run alone, by key and limit
         self._lock = threading.RLock()  # an engine may pull prompts from a thread of its own
-        self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
-        if must_exist and self.path and not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such store; label something, or mend the path")
+        self._forget()
+        if must_exist and not os.path.isdir(self._folder) and not (earlier and os.path.isfile(earlier)):
+            raise FileNotFoundError(f"{self.name}: no such store; label something, or fix the path")
         with self._errors():
-            self._db = self._open()
+            if not os.path.isdir(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(OSError):  # a file system without modes
+                    self._folder.chmod(0o2775)
+            if not os.access(self._folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if earlier and os.path.isfile(earlier):
+                self._take_over(earlier)
 
     def __enter__(self) -> "AnswerStore":
         return self
@@ -165,125 +145,115 @@ class AnswerStore:
         self.close()
 
     def close(self) -> None:
-        """Give up what is claimed and close the file; called once."""
-        self._stop.set()
-        if self._heart:
-            self._heart.join()
-        with self._lock:
-            if self._heart:
-                with contextlib.suppress(sqlite3.Error):  # a full disk; the claims die with the process
-                    self._db.execute("DELETE FROM claims WHERE run = ?", (self.run,))
-                    self._db.execute("DELETE FROM runs WHERE id = ?", (self.run,))
-            self._db.close()
+        """End this run's segment; called once."""
+        with contextlib.suppress(OSError):  # a full disk; the segment counts as ended when it is old
+            self._end()
+        if self._scratch:
+            self._scratch.cleanup()
 
     def answers(self, keys: Iterable[bytes], limit: int) -> dict[bytes, Answer]:
-        """Return the stored answers to keys under a token limit; what is not there is left out.
+        """Return the answers to keys under a token limit, as far as any run has stored them by now.
 
-        Where several would serve, it is the oldest: an answer once given stays the answer.
+        Where several would serve, it is the one with the lowest number: an answer once given stays.
         """
-        query = "SELECT id, key, text, tokens, finish_reason, prompt_tokens FROM answers"
-        keys = set(keys)
-        found = {key: self._passing[key, limit] for key in keys if (key, limit) in self._passing}
+        wanted = set(keys)
+        found = {key: self._passing[key, limit] for key in wanted if (key, limit) in self._passing}
         with self._errors():
-            for _, key, *fields in sorted(self._rows(f"{query} WHERE {SERVES} AND key IN", keys, limit)):
-                found.setdefault(key, Answer(*fields))
+            for record in self._look(wanted):
+                if record.serves(limit):
+                    found.setdefault(record.key, record.answer)
         return found
 
-    def answered(self, keys: Iterable[bytes], limit: int) -> set[bytes]:
-        """Return which keys have an answer under a token limit."""
-        with self._errors():
-            query = f"SELECT key FROM answers WHERE {SERVES} AND key IN"
-            keys = set(keys)
-            stored = {key for (key,) in self._rows(query, keys, limit)}
-        return stored | {key for key in keys if (key, limit) in self._passing}
+    def take(self, keys: Iterable[bytes], limit: int) -> tuple[set[bytes], set[bytes]]:
+        """Return the keys that lack an answer: those to ask now, and those that another run set out to ask.
 
-    def claim(self, keys: Iterable[bytes], limit: int) -> Claimed:
-        """Claim the keys that neither have an answer nor are claimed; what dead runs hold is taken over.
-
-        A key that this very run has claimed before is in none of the three sets.
+        The first are noted, so that other runs ask something else before. A note binds nobody: where two runs
+        ask the same at once, that costs an answer and changes none.
         """
-        self._start_heart()
-        wanted = set(keys)
-        with self._transaction():
-            answered = self.answered(wanted, limit)
-            holders = self._holders(wanted - answered, limit)
-            free = wanted - answered - set(holders)
-            self._db.executemany(
-                "INSERT INTO claims VALUES (?, ?, ?)", [(key, limit, self.run) for key in sorted(free)]
-            )
-        theirs = {key for key, run in holders.items() if run != self.run}
-        return Claimed(free, answered, theirs)
-
-    def look(self, keys: Iterable[bytes], limit: int) -> tuple[set[bytes], set[bytes]]:
-        """Return which keys are answered by now, and which are still claimed by a run that lives."""
-        wanted = set(keys)
-        with self._transaction():
-            answered = self.answered(wanted, limit)
-            return answered, set(self._holders(wanted - answered, limit))
-
-    def holders(self) -> list[str]:
-        """Return the other runs that live and label with the store, for people: process and host of each."""
-        with self._transaction():
-            self._bury_dead_runs()
-            query = "SELECT pid, host FROM runs WHERE id != ? ORDER BY heartbeat"
-            rows = self._db.execute(query, (self.run,)).fetchall()
-        return [f"process {pid} on {host.split('/')[0]}" for pid, host in rows]
+        with self._errors():
+            wanted = set(keys)
+            lacking = wanted - set(self.answers(wanted, limit))
+            theirs = {key for key in lacking if self._asking.get(_head(key), self._own) != self._own}
+            mine = lacking - theirs
+            self._append([as_line("question", 0, key, limit) for key in sorted(mine)])
+        return mine, theirs
 
     def put(self, recipe: Recipe, key: bytes, limit: int, answer: Answer) -> None:
-        """Store an answer and end its claim; an answer that is there already stays.
+        """Store an answer; one that is there already stays the answer.
 
         One that does not last is kept for this run alone.
         """
         if not answer.lasting:
             self._passing[key, limit] = answer
-            with self._transaction():
-                self._db.execute("DELETE FROM claims WHERE key = ? AND max_new_tokens = ?", (key, limit))
             return
         # UTF-8 has no lone surrogates; a server's JSON may.
         text = answer.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        row = (key, limit, text, answer.tokens, answer.finish_reason, answer.prompt_tokens)
-        with self._transaction():
-            self._db.execute(
-                "INSERT OR IGNORE INTO answers"
-                " (key, max_new_tokens, text, tokens, finish_reason, prompt_tokens, recipe)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*row, self._recipe_id(recipe)),
-            )
-            self._db.execute("DELETE FROM claims WHERE key = ? AND max_new_tokens = ?", (key, limit))
+        body = [limit, _id(recipe), text, answer.tokens, answer.finish_reason, answer.prompt_tokens]
+        with self._errors():
+            number = ((self._number >> 32) + 1) << 32 | self._run
+            self._append([as_line("answer", number, key, body)], recipe)
+            self._number = max(self._number, number)
 
     def use(self, recipe: Recipe) -> None:
-        """Note that this run uses a recipe now: pruning goes by it, and waits for the run's end."""
-        self._start_heart()
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO recipes (digest, teacher, identity, sampling, used_at) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (digest) DO UPDATE SET used_at = excluded.used_at, teacher = excluded.teacher",
-                (recipe.digest, recipe.teacher, recipe.identity, recipe.sampling, time.time()),
-            )
-
-    def release_claims(self) -> None:
-        """Give up what this run has claimed and not answered."""
-        with self._transaction():
-            self._db.execute("DELETE FROM claims WHERE run = ?", (self.run,))
+        """Note that a run uses a recipe, unless one has today: pruning goes by it."""
+        with self._errors():
+            self._look()
+            line = self._recipes.get(_id(recipe))
+            if line is None or _summary(line).used_at < time.time() - USED_EVERY_SEC:
+                self._append([], recipe)
 
     def summaries(self) -> list[Summary]:
-        """Return what is in the store, the recipe used last first."""
+        """Return what is in the store, the recipe used last first; every answer is read for it."""
         with self._errors():
-            rows = self._db.execute(
-                "SELECT digest, teacher, identity, sampling,"
-                " count(answers.id), coalesce(sum(tokens), 0), used_at"
-                " FROM recipes LEFT JOIN answers ON recipe = recipes.id GROUP BY recipes.id"
-                " ORDER BY used_at DESC, recipes.id"
-            ).fetchall()
-        return [
-            Summary(digest.hex()[:12], teacher, json.loads(identity), json.loads(sampling), *rest)
-            for digest, teacher, identity, sampling, *rest in rows
-        ]
+            self._look()
+            counts = {name: [0, 0] for name in self._recipes}
+            for segment in list(self._segments.values()):
+                for record, _ in self._valid(segment):
+                    count = counts.get(record.recipe, [0, 0])  # its line may be damaged
+                    count[:] = count[0] + 1, count[1] + record.answer.tokens
+            found = [_summary(self._recipes[name], *count) for name, count in counts.items()]
+        return sorted(found, key=lambda one: (-one.used_at, one.id))
 
     def size_bytes(self) -> int:
-        """Return the size of the file and of SQLite's log beside it; 0 in memory."""
-        files = [Path(f"{self.path}{end}") for end in ("", "-wal", "-shm")] if self.path else []
-        return sum(file.stat().st_size for file in files if file.exists())
+        """Return the size of all segments; 0 in memory."""
+        return sum(file.stat().st_size for file in self._folder.glob(f"*{SUFFIX}")) if self.path else 0
+
+    def in_use(self) -> list[Path]:
+        """Return the segments of other runs that have not ended; one that was killed ends after a day."""
+        with self._errors():
+            self._look()
+            return [one.path for one in self._segments.values() if one.path != self._own and one.in_use()]
+
+    def compact(self, keep: Callable[[Record], bool] = lambda record: True) -> int:
+        """Copy all segments that are not in use into one, then remove them; return how much `keep` left out.
+
+        Runs may go on meanwhile: what is removed is in the new one, and who finds a file gone looks again.
+        Answers that another precedes and damaged lines are left out.
+        """
+        with self._errors():
+            self._end()
+            self._look()
+            old: dict[Segment, int] = {}
+            for segment in self._segments.values():
+                with contextlib.suppress(FileNotFoundError):  # another compaction was quicker
+                    if not segment.in_use():
+                        old[segment] = segment.path.stat().st_size
+            left_out, recipes = 0, set()
+            with self._new_segment() as file:
+                for record, line in (found for segment in old for found in self._valid(segment)):
+                    if keep(record):
+                        recipes.add(record.recipe)
+                        file.write(b"\n" + line)
+                    else:
+                        left_out += 1
+                file.writelines(
+                    b"\n" + self._recipes[name] for name in sorted(recipes & self._recipes.keys())
+                )
+            for segment, size in old.items():
+                with contextlib.suppress(FileNotFoundError):
+                    if segment.path.stat().st_size == size:
+                        segment.path.unlink()
+        return left_out
 
     def prune(self, recipe_id: str | None = None, older_than_days: float | None = None) -> list[Summary]:
         """Remove recipes with all their answers, give the space back, and return what was removed.
@@ -293,171 +263,226 @@ class AnswerStore:
             older_than_days: only recipes that no run has used for so long. With both, both must hold.
 
         Raises:
-            ValueError: nothing was chosen, the id fits no recipe or several, or a run is using the store.
+            ValueError: nothing was chosen, the id fits no recipe or several, or a run is using the recipe.
         """
         if recipe_id is None and older_than_days is None:
             raise ValueError("prune: found no choice, expected a recipe, an age in days, or both")
-        with self._transaction():
-            if live := self.holders():
-                raise ValueError(f"{self.name}: {live[0]} is labelling with it; prune when that has ended")
-            gone = _chosen(self.summaries(), recipe_id, older_than_days)
-            for summary in gone:
-                where = "WHERE substr(hex(digest), 1, 12) = upper(?)"
-                chosen = f"(SELECT id FROM recipes {where})"
-                self._db.execute(f"DELETE FROM answers WHERE recipe IN {chosen}", (summary.id,))
-                self._db.execute(f"DELETE FROM recipes {where}", (summary.id,))
-        self._recipe_ids.clear()
         with self._errors():
-            self._db.execute("VACUUM")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._end()
+            gone = _chosen(self.summaries(), recipe_id, older_than_days)
+            names = {summary.id for summary in gone}
+            for segment in self._segments.values():
+                if names & segment.recipes and segment.in_use():
+                    raise ValueError(
+                        f"{segment.path}: a run is labelling with that recipe; prune when it has ended (a"
+                        " killed run counts as ended after a day)"
+                    )
+            self.compact(lambda record: record.recipe not in names)
         return gone
 
     def prune_refused(self) -> int:
-        """Remove what engines refused to answer, so that they are asked again; return how many there were.
+        """Remove what engines refused to answer, so that it is asked again; return how many there were."""
+        return self.compact(lambda record: record.answer.finish_reason != "refused")
 
-        Raises:
-            ValueError: a run is using the store.
-        """
-        with self._transaction():
-            if live := self.holders():
-                raise ValueError(f"{self.name}: {live[0]} is labelling with it; prune when that has ended")
-            return self._db.execute("DELETE FROM answers WHERE finish_reason = 'refused'").rowcount
+    def _forget(self) -> None:
+        """Begin anew with reading the folder."""
+        self._segments: dict[str, Segment] = {}
+        self._by_place: list[Segment] = []
+        self._index = Index()
+        self._recipes: dict[str, bytes] = {}  # by id, the line that tells of its last use
+        self._asking: dict[int, Path] = {}  # by head of the key, the segment that notes an open question
 
-    def _open(self) -> sqlite3.Connection:
-        if self.path:
-            if self.path.is_dir():
-                raise ValueError(f"{self.path}: is a folder, expected a store's file; mend the path")
+    def _look(self, keys: Iterable[bytes] = ()) -> list[Record]:
+        """Read what any run has written since the last time; return the stored answers to keys in order."""
+        for _ in range(ATTEMPTS):
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                names = sorted(one.name for one in os.scandir(self._folder) if one.name.endswith(SUFFIX))
+                if not self._segments.keys() <= set(names):
+                    self._forget()
+                for name in names:
+                    self._read(name)
+                places = sorted((place, key) for key in keys for place in self._index.find(_head(key)))
+                by_segment = groupby(places, key=lambda one: one[0] >> PLACE_BITS)
+                return sorted(
+                    record
+                    for place, some in by_segment
+                    for record in read_records(
+                        self._by_place[place].path, [(at & ((1 << PLACE_BITS) - 1), key) for at, key in some]
+                    )
+                )
             except OSError as err:
-                raise OSError(f"{self.path}: cannot be written ({err.strerror}); {ELSEWHERE}") from err
-        db = sqlite3.connect(
-            str(self.path or ":memory:"),
-            timeout=BUSY_SEC,
-            isolation_level=None,  # transactions are begun by hand
-            check_same_thread=False,
-        )
-        try:
-            self._check(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
+                if err.errno not in GONE or not os.path.isdir(self._folder):
+                    raise
+            self._forget()  # a segment was compacted between the listing and the reading
+            time.sleep(0.05)
+        raise OSError(f"{self.name}: its files come and go; run again when nobody compacts it")
 
-    def _check(self, db: sqlite3.Connection) -> None:
-        """Make sure that the file is ours, before anything in it is changed; fill an empty one."""
-        if _has_tables(db):
-            if _pragma(db, "application_id") != APPLICATION_ID:
-                raise ValueError(
-                    f"{self.path}: another program's database, expected a store of answers;"
-                    " set label.store to another place"
-                )
-            if (version := _pragma(db, "user_version")) != SCHEMA_VERSION:
-                raise ValueError(
-                    f"{self.path}: found version {version} of the store, expected {SCHEMA_VERSION};"
-                    " use the project's version that made it, or set label.store to another place"
-                )
-        _set_journal(db, "TRUNCATE" if self.path and _is_on_network(self.path) else "WAL")
-        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last answers, never the file
-        if _has_tables(db):
+    def _read(self, name: str) -> None:
+        """Read what is new in a segment."""
+        if name not in self._segments:
+            self._segments[name] = Segment(self._folder / name, len(self._by_place))
+            self._by_place.append(self._segments[name])
+        segment = self._segments[name]
+        if segment.is_ended:
             return
-        with _write_lock(db):
-            if not _has_tables(db):  # another process may have been quicker
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        fault = segment.fault
+        for start, line in segment.new_lines():
+            kind, head = line[KIND], int(line[HEAD], 16)
+            if kind == b"a":
+                self._index.add(head, segment.place << PLACE_BITS | start)
+                self._asking.pop(head, None)
+                self._number = max(self._number, int(line[NUMBER], 16))
+            elif kind == b"q":
+                self._asking[head] = segment.path
+            elif kind == b"r":
+                new = _summary(line)
+                segment.recipes.add(new.id)
+                if new.id not in self._recipes or _summary(self._recipes[new.id]).used_at < new.used_at:
+                    self._recipes[new.id] = line
+            else:
+                segment.is_ended = True
+                self._asking = {head: path for head, path in self._asking.items() if path != segment.path}
+        if segment.fault and segment.fault != fault:
+            tell(f"{segment.path}: left out {segment.fault}; what it answered is asked again")
+
+    def _valid(self, segment: Segment) -> Iterator[tuple[Record, bytes]]:
+        """Yield the answers of a segment with their lines, but for those that another one precedes."""
+        with contextlib.suppress(FileNotFoundError):  # compacted by another
+            for start, line in Segment(segment.path).new_lines():
+                if line[KIND] != b"a":
+                    continue
+                record = as_record(segment.path.name, start, line)
+                has_rivals = len(self._index.find(int(line[HEAD], 16))) > 1
+                rivals = self._look([record.key]) if has_rivals else []
+                if not any(other.limit == record.limit and other < record for other in rivals):
+                    yield record, line
+
+    def _append(self, lines: list[bytes], recipe: Recipe | None = None) -> None:
+        """Write lines to this run's segment, and before them the recipe where the segment does not name it.
+
+        The file is opened for each write: closing it makes the lines visible to other machines on a network
+        file system, and a file that is gone is noticed.
+        """
+        if not lines and not recipe:
+            return
+        is_due = time.monotonic() - self._synced > SYNC_SEC
+        file = self._open_own()
+        try:
+            if recipe and _id(recipe) not in self._named:
+                body = [time.time(), recipe.teacher, recipe.identity, recipe.sampling]
+                lines = [as_line("recipe", 0, recipe.digest, body), *lines]
+            content = memoryview(b"".join(lines))
+            while content:
+                content = content[os.write(file, content) :]
+            if is_due:
+                os.fsync(file)
+        finally:
+            os.close(file)
+        self._named |= {_id(recipe)} if recipe else set()
+        if is_due:
+            self._synced = time.monotonic()
+            self._look()  # so that the next number is above those of other runs
+
+    def _open_own(self) -> int:
+        if self._own:
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self._own, os.O_WRONLY | os.O_APPEND)
+        self._own, self._named = self._new_path(), set()
+        file = os.open(self._own, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o664)
+        _share(file)
+        return file
+
+    def _end(self) -> None:
+        with self._errors():
+            if self._own:
+                self._synced = 0.0
+                self._append([END])
+                self._own = None
+
+    def _new_path(self) -> Path:
+        """Return the path of a new segment: when, and for people on which machine and by which process."""
+        host = re.sub(r"[^\w.]", "_", socket.gethostname())
+        made = f"{time.time_ns() // 1_000_000}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        return self._folder / f"{made}{SUFFIX}"
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Hold the write lock, for several statements as one; a block within a block is part of it."""
-        with self._errors():
-            if self._db.in_transaction:
-                yield
-                return
-            with _write_lock(self._db):
-                yield
+    def _new_segment(self) -> Iterator[BinaryIO]:
+        """Give a file that becomes a segment as a whole, or not at all."""
+        with new_file(self._new_path()) as file:
+            _share(file.fileno())
+            yield file
+            file.write(END)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(
+                folder
+            )  # so that no power cut undoes the renaming and not the removal of what was copied
+        finally:
+            os.close(folder)
+
+    def _take_over(self, earlier: Path) -> None:
+        """Copy an SQLite file once, and again where an earlier version of the project has changed it."""
+        state = earlier.stat()
+        mark = self._folder / f".{earlier.name}-{state.st_mtime_ns}-{state.st_size}.taken"
+        if not mark.exists():
+            with self._new_segment() as file:
+                file.writelines(lines_of(earlier))
+            mark.touch()
+            tell(f"{earlier}: its answers are now in {self._folder}, the file is no longer needed")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn SQLite's errors into one line: where, what, and what to do."""
+        """Turn errors of the file system into one line: where, what, and what to do."""
         try:
             with self._lock:
                 yield
-        except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
-            raise  # our own defect
-        except sqlite3.Error as err:
-            raise _explained(self.name, err) from err
-
-    def _recipe_id(self, recipe: Recipe) -> int:
-        digest = recipe.digest
-        if digest not in self._recipe_ids:
-            found = self._db.execute("SELECT id FROM recipes WHERE digest = ?", (digest,)).fetchone()
-            if not found:
-                self.use(recipe)
-                return self._recipe_id(recipe)
-            self._recipe_ids[digest] = found[0]
-        return self._recipe_ids[digest]
-
-    def _holders(self, keys: set[bytes], limit: int) -> dict[bytes, str]:
-        """Return the run that holds each claimed key, dead runs being forgotten first."""
-        query = "SELECT key, run FROM claims WHERE max_new_tokens = :limit AND key IN"
-        held: dict[bytes, str] = dict(self._rows(query, keys, limit))
-        if any(run != self.run for run in held.values()):
-            self._bury_dead_runs()
-            held = dict(self._rows(query, keys, limit))
-        return held
-
-    def _rows(self, query: str, keys: Iterable[bytes], limit: int) -> list[tuple[Any, ...]]:
-        """Return the rows of a query that ends where its list of keys begins."""
-        ordered = sorted(keys)
-        rows: list[tuple[Any, ...]] = []
-        for start in range(0, len(ordered), KEYS_A_QUERY):
-            values = {f"k{n}": key for n, key in enumerate(ordered[start : start + KEYS_A_QUERY])}
-            marks = ",".join(f":{name}" for name in values)
-            rows += self._db.execute(f"{query} ({marks})", {"limit": limit, **values}).fetchall()
-        return rows
-
-    def _bury_dead_runs(self) -> None:
-        for run, *process in self._db.execute("SELECT * FROM runs WHERE id != ?", (self.run,)).fetchall():
-            if not _lives(*process):
-                self._db.execute("DELETE FROM claims WHERE run = ?", (run,))
-                self._db.execute("DELETE FROM runs WHERE id = ?", (run,))
-        self._db.execute("DELETE FROM claims WHERE run NOT IN (SELECT id FROM runs)")
-
-    def _start_heart(self) -> None:
-        """Enter this run where others see it, and keep its entry fresh."""
-        if self._heart or not self.path:
-            return
-        entry = (self.run, _host(), os.getpid(), psutil.Process().create_time(), time.time())
-        with self._transaction():
-            self._bury_dead_runs()
-            self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", entry)
-        self._heart = threading.Thread(target=self._beat, args=(entry,), name="answer store", daemon=True)
-        self._heart.start()
-
-    def _beat(self, entry: tuple[Any, ...]) -> None:
-        while not self._stop.wait(HEARTBEAT_SEC):
-            with contextlib.suppress(sqlite3.Error), self._lock:
-                # As a whole: a run that slept too long was buried
-                self._db.execute(
-                    "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", (*entry[:-1], time.time())
-                )
+        except OSError as err:
+            if err.errno is None:
+                raise  # it is one already
+            if err.errno in FULL:
+                what, advice = "the disk is full", "free some space and run again, what was stored stays"
+            else:
+                what = f"cannot be read or written ({err.strerror})"
+                advice = "set label.store to a place that can, or change its permissions"
+            raise OSError(f"{err.filename or self.name}: {what}; {advice}") from err
 
 
-def _explained(name: str, err: sqlite3.Error) -> Exception:
-    code = getattr(err, "sqlite_errorname", "")
-    if code == "SQLITE_FULL":
-        return OSError(f"{name}: the disk is full; free some space and run again, what was stored stays")
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return OSError(f"{name}: another process blocks it for over {BUSY_SEC:.0f} s; end that one first")
-    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return OSError(f"{name}: cannot be written ({err}); {ELSEWHERE}")
-    if code.startswith("SQLITE_IOERR"):
-        return OSError(f"{name}: {err}; see to the disk and run again, what was stored stays")
-    return ValueError(
-        f"{name}: found no readable store of answers ({err}); move the file away, or {ELSEWHERE}"
-    )
+def _places(path: str) -> tuple[Path, Path]:
+    """Return the folder of a store, and the file that earlier versions may have left.
+
+    Raises:
+        ValueError: the path is a URL, or in the home of nobody.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path) or os.path.expanduser(path).startswith("~"):
+        raise ValueError(
+            f"label.store: found {path}, expected a folder; mount it and name that, or keep a local one and"
+            " share it through a DVC remote"
+        )
+    place = Path(path).expanduser()
+    if place.suffix == ".sqlite" or (place.suffix and os.path.isfile(place)):
+        return place.with_suffix(""), place
+    if os.path.isfile(place):
+        return place.with_name(f"{place.name}.d"), place
+    return place, place.with_name(f"{place.name}.sqlite")
+
+
+def _share(file: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without modes
+        os.fchmod(file, 0o664)  # whatever the umask: the whole team compacts here
+
+
+def _head(key: bytes) -> int:
+    return int.from_bytes(key[:8], "big")
+
+
+def _id(recipe: Recipe) -> str:
+    return recipe.digest.hex()[:12]
+
+
+def _summary(line: bytes, answers: int = 0, tokens: int = 0) -> Summary:
+    used_at, teacher, identity, sampling = json.loads(line[BODY])
+    name = line[KEY][:12].decode()
+    return Summary(name, teacher, json.loads(identity), json.loads(sampling), answers, tokens, used_at)
 
 
 def _chosen(summaries: list[Summary], recipe_id: str | None, days: float | None) -> list[Summary]:
@@ -472,71 +497,3 @@ def _chosen(summaries: list[Summary], recipe_id: str | None, days: float | None)
     if days is not None:
         chosen = [s for s in chosen if s.used_at <= time.time() - days * 86400]
     return chosen
-
-
-def _host() -> str:
-    """Return a name that two machines, or two containers with process numbers of their own, do not share."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return f"{socket.gethostname()}/{space}"
-
-
-def _lives(host: str, pid: int, process_start: float, heartbeat: float) -> bool:
-    """Tell whether a run's process lives: by the process where it is ours to see, else by its heartbeat."""
-    if host == _host():
-        try:
-            process = psutil.Process(pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            # A set clock moves the start by a little, and a reused number by a lot.
-            if abs(process.create_time() - process_start) < 2:
-                return True
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.AccessDenied:
-            pass
-    return time.time() - heartbeat < DEAD_AFTER_SEC
-
-
-def _is_on_network(path: Path) -> bool:
-    place = path.absolute().parent
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    for folder in (place, *place.parents):
-        if folder in mounts:
-            return mounts[folder].startswith(NETWORK_FILE_SYSTEMS)
-    return False
-
-
-def _set_journal(db: sqlite3.Connection, mode: str) -> None:
-    """SQLite does not wait for other users when the mode changes, so wait here."""
-    until = time.monotonic() + BUSY_SEC
-    while _pragma(db, "journal_mode") not in (mode.lower(), "memory"):
-        try:
-            if db.execute(f"PRAGMA journal_mode = {mode}").fetchone()[0] != mode.lower():
-                return  # a file system without shared memory; SQLite's own choice is safe there
-        except sqlite3.OperationalError as err:
-            if "locked" not in str(err) or time.monotonic() > until:
-                raise
-            time.sleep(0.05)
-
-
-def _pragma(db: sqlite3.Connection, name: str) -> Any:
-    return db.execute(f"PRAGMA {name}").fetchone()[0]
-
-
-def _has_tables(db: sqlite3.Connection) -> bool:
-    return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-
-
-@contextlib.contextmanager
-def _write_lock(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # SQLite has rolled back by itself where the disk is full
-            db.execute("ROLLBACK")
-        raise
