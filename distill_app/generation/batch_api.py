@@ -2,7 +2,7 @@
 
 Source: OpenAI's API reference, https://platform.openai.com/docs/api-reference/batch; others speak it too.
 
-What was sent lies under WORK_DIR until its answers are stored: `NAME.jsonl` with the requests, and `NAME.json`
+What was sent lies under WORK_DIR until its answers are stored: `NAME.jsonl` with the requests, `NAME.json`
 with the ids of the uploaded file and of the batch. A run that starts again reads on from there. A request's
 id is a hash of its body, so whatever asks for the same finds it in a batch that is already paid for.
 """
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from distill_app.core.errors import EngineGone
@@ -37,6 +38,8 @@ FULL_SEC = 600.0  # before a batch is sent again that the provider's queue had n
 URL = "/v1/chat/completions"
 OVER = ("completed", "failed", "expired", "cancelled")
 FULL = re.compile(r"enqueued|token_limit|rate_limit|billing_hard", re.IGNORECASE)  # a failure that may pass
+
+ANY_REQUEST: Any = None  # which errors of the client insist on
 
 Result = TypeVar("Result")
 
@@ -297,8 +300,15 @@ class _Run:
             path.unlink()
 
     def _download(self, file_id: str, path: Path) -> None:
-        with self.client.files.with_streaming_response.content(file_id) as response:
-            response.stream_to_file(path)
+        from openai import APIConnectionError, OpenAIError
+
+        try:
+            with self.client.files.with_streaming_response.content(file_id) as response:
+                response.stream_to_file(path)
+        except (OpenAIError, OSError):
+            raise
+        except Exception as err:  # the client wraps no error that comes in the middle of a stream
+            raise APIConnectionError(message=f"{type(err).__name__}: {err}", request=ANY_REQUEST) from err
 
     def _answer(self, line: dict[str, Any], options: dict[str, Any]) -> Answer:
         """Return the answer of an output line.
@@ -307,7 +317,6 @@ class _Run:
             EngineGone: the request is turned down for what it says, as every other would be.
             Unusable: there is none; ask again.
         """
-        import httpx
         from openai import APIStatusError
         from openai.types.chat import ChatCompletion
 
@@ -319,8 +328,8 @@ class _Run:
             return self.endpoint.as_answer(ChatCompletion.construct(**body))
         if not isinstance(status, int):
             raise Unusable(str(failure.get("code") or failure.get("message") or "no response")[:100])
-        request = httpx.Request("POST", self.endpoint.address)
-        err = APIStatusError("", response=httpx.Response(status, request=request), body=body or failure)
+        reply: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+        err = APIStatusError("", response=reply, body=body or failure)
         if self.endpoint.refuses(err):
             return Answer("", 0, "refused")
         if self.endpoint.learn(err, options) or self.endpoint.may_pass(err):
@@ -339,7 +348,8 @@ class _Run:
         for prompt, old in zip(batch.prompts(ids), [key for key in _ids(batch) if key in ids], strict=True):
             request = self._request(prompt)  # another one where the server has taught other options
             self.tries[request.id] = self.tries.pop(old, 0) + 1
-            self.places.setdefault(request.id, []).extend(self.places.pop(old))
+            places = self.places.pop(old)
+            self.places.setdefault(request.id, []).extend(places)
             self.again.append(request)
 
     def _call(self, do: Callable[..., Result], *args: Any, **options: Any) -> Result:
@@ -357,7 +367,6 @@ class _Run:
 
     def _pause(self, err: Exception, failures: int) -> None:
         """Wait after a failed call, or tell why no wait will help."""
-        import httpx
         from openai import APIConnectionError, APIStatusError
 
         endpoint = self.endpoint
@@ -369,7 +378,7 @@ class _Run:
                 ) from None
             if not endpoint.may_pass(err):
                 raise EngineGone(endpoint.explain(err)) from None
-        elif not isinstance(err, APIConnectionError | httpx.HTTPError | json.JSONDecodeError):
+        elif not isinstance(err, APIConnectionError | json.JSONDecodeError):
             raise err
         if failures == ROUNDS:
             raise EngineGone(

@@ -26,8 +26,8 @@ def open_engine(params: EngineParams, vllm_options: Mapping[str, Any] | None = N
         return _open_endpoint(params)
     if params.batch_api:
         raise ValueError(
-            f"label.batch_api: found true with label.engine: {params.engine}, expected false, for only servers"
-            " have one; set it to false"
+            f"label.batch_api: found true with label.engine: {params.engine}, expected false, for only"
+            " servers have one; set it to false"
         )
     make = partial(_open_model, params, vllm_options)
     if params.engine_workers == 1 and params.ray_address is None:
