@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fakes import SPLITS, label_folder, write_instructions
+from fakes import SPLITS, label_folder, label_params, write_instructions
 
 from distill_app.core.errors import EngineGone
 from distill_app.generation import batch_api, endpoint
 from distill_app.generation.answers import Answer, Sampling
 from distill_app.generation.batch_api import BatchEndpoint
 from distill_app.generation.endpoint import Endpoint
+from distill_app.generation.engines import open_engine
 from distill_app.generation.quota import Quota
 from distill_app.labeling.store import Recipe
 
@@ -306,6 +308,25 @@ def test_the_cost_ceiling_holds_before_a_batch_is_sent(make_provider):
     assert len(provider.batches) == 2
 
 
+def test_the_params_open_it_for_servers_alone():
+    params = label_params(engine="openai", base_url="http://localhost:1/v1", batch_api=True)
+    assert type(open_engine(params)) is BatchEndpoint
+    assert type(open_engine(params.model_copy(update={"batch_api": False}))) is Endpoint
+    with pytest.raises(ValueError, match=r"label\.batch_api: found true with label\.engine: vllm"):
+        open_engine(label_params(engine="vllm", batch_api=True))
+
+
+def test_what_a_killed_run_had_not_uploaded_is_cleared_after_a_day(make_provider, tmp_path):
+    provider = make_provider()
+    ask(provider)
+    [folder] = tmp_path.glob("work/batches/*")
+    for name, age in (("old", 2 * batch_api.REST_SEC), ("new", 0)):
+        (folder / f"{name}.jsonl").write_text("")
+        os.utime(folder / f"{name}.jsonl", (time.time() - age,) * 2)
+    ask(provider)
+    assert waiting(tmp_path) == ["new.jsonl"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -320,7 +341,7 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if where == "created":
-    BatchEndpoint_say = batch_api._Run._say
+
     save = batch_api._Batch.save
     batch_api._Batch.save = lambda self: die() if self.batch_id else save(self)
 if where == "waiting":

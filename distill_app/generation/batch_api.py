@@ -35,6 +35,7 @@ AT_ONCE = 4  # batches under way
 POLL_SEC = 30.0
 SAY_EVERY_SEC = 600.0
 FULL_SEC = 600.0  # before a batch is sent again that the provider's queue had no room for
+REST_SEC = 86_400.0  # in which another run may still be writing and uploading a file
 URL = "/v1/chat/completions"
 OVER = ("completed", "failed", "expired", "cancelled")
 FULL = re.compile(r"enqueued|token_limit|rate_limit|billing_hard", re.IGNORECASE)  # a failure that may pass
@@ -69,12 +70,12 @@ class _Batch:
     def save(self) -> None:
         save_json(self.path.with_suffix(".json"), [self.file_id, self.batch_id])
 
-    def prompts(self, ids: set[str]) -> Iterator[str]:
-        """Yield the prompts of some of the requests, as `Endpoint.render` gives them."""
+    def prompts(self, ids: set[str]) -> Iterator[tuple[str, str]]:
+        """Yield id and prompt of some of the requests, the prompt as `Endpoint.render` gives it."""
         for line in self.path.open("rb"):
             request = json.loads(line)
             if request["custom_id"] in ids:
-                yield _canonical(request["body"]["messages"])
+                yield request["custom_id"], _canonical(request["body"]["messages"])
 
     def remove(self) -> None:
         for suffix in (".json", ".jsonl", ".part"):
@@ -112,6 +113,10 @@ class _Run:
         for state in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(FileNotFoundError):  # another run has just read it to its end
                 self.batches.append(_Batch.found(state))
+        for rest in self.folder.glob("*.jsonl"):  # of a run that was killed before it had uploaded it
+            with contextlib.suppress(FileNotFoundError):
+                if not rest.with_suffix(".json").exists() and time.time() - rest.stat().st_mtime > REST_SEC:
+                    rest.unlink()
         self.places: dict[str, list[int]] = {}  # of the prompts that a request answers, until it has
         self.announced: dict[str, tuple[int, int]] = {}
         self.again: list[_Request] = []
@@ -164,7 +169,19 @@ class _Run:
         Raises:
             EngineGone: the next request might cost too much, and nothing under way will make room.
         """
-        batch, size = _Batch(self.folder / f"{uuid.uuid4().hex}.jsonl", set()), 0
+        batch = _Batch(self.folder / f"{uuid.uuid4().hex}.jsonl", set())
+        try:
+            self._fill(batch, prompts)
+            if batch.ids:
+                self._submit(batch)
+                self.batches.append(batch)
+        finally:
+            if not batch.file_id:
+                batch.remove()
+        return bool(batch.ids)
+
+    def _fill(self, batch: _Batch, prompts: Iterator[tuple[int, str]]) -> None:
+        size = 0
         with batch.path.open("wb") as file:
             while len(batch.ids) < MAX_REQUESTS and (request := self._next(prompts)):
                 size += len(request.line)
@@ -175,12 +192,6 @@ class _Run:
                 batch.ids.add(request.id)
             file.flush()
             os.fsync(file.fileno())
-        if not batch.ids:
-            batch.path.unlink()
-            return False
-        self.batches.append(batch)
-        self._submit(batch)
-        return True
 
     def _can_pay(self, request: _Request, others: bool) -> bool:
         try:
@@ -345,7 +356,7 @@ class _Run:
         self.endpoint.meter.settle(most, used)
 
     def _ask_again(self, batch: _Batch, ids: set[str]) -> None:
-        for prompt, old in zip(batch.prompts(ids), [key for key in _ids(batch) if key in ids], strict=True):
+        for old, prompt in batch.prompts(ids):
             request = self._request(prompt)  # another one where the server has taught other options
             self.tries[request.id] = self.tries.pop(old, 0) + 1
             places = self.places.pop(old)
@@ -394,10 +405,6 @@ class _Run:
 
     def _say(self, line: str) -> None:
         print(f"{self.endpoint.address}: {line}", file=sys.stderr, flush=True)
-
-
-def _ids(batch: _Batch) -> Iterator[str]:
-    return (json.loads(line)["custom_id"] for line in batch.path.open("rb"))
 
 
 def _canonical(value: Any) -> str:
