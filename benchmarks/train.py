@@ -26,7 +26,7 @@ from distill_app import load_student, write_system1_config
 from distill_app.core.prompts import format_prompt, format_response
 from distill_app.data.sources import Dataset, load_rows
 from distill_app.easydistill.run import ALLOCATOR
-from distill_app.evaluation.asking.fidelity import Reading, answer_nats
+from distill_app.labeling.likelihood import Reading, answer_nats
 
 STUDENT = "models/base/system2"
 SAMPLE = "data/sample/DistilQwen_100k"

@@ -20,10 +20,10 @@ from distill_app.core.params import read_section
 from distill_app.core.prompts import format_prompt, format_response
 from distill_app.easydistill.params import TrainParams
 from distill_app.easydistill.run import run_easy_distill
-from distill_app.evaluation.asking.fidelity import Reading, answer_nats
 from distill_app.evaluation.scores import chrf
 from distill_app.generation.answers import Sampling
 from distill_app.generation.batch import generate
+from distill_app.labeling.likelihood import Reading, answer_nats
 from distill_app.labeling.logits import write_top_logits
 from distill_app.labeling.params import LabelParams
 

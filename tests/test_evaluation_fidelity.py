@@ -7,7 +7,8 @@ import torch
 from conftest import make_tiny_model
 
 from distill_app import load_student
-from distill_app.evaluation.asking.fidelity import Reading, answer_nats, forced_agreement
+from distill_app.evaluation.asking.fidelity import forced_agreement
+from distill_app.labeling.likelihood import Reading, answer_nats
 
 PROMPTS = ["User: Name a fruit.\nAssistant:", "User: Say 1.\nAssistant:", "User: What is it?\nAssistant:"]
 ANSWERS = [" An apple is red.", " 1", " It is the quick brown fox that jumps."]

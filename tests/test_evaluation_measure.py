@@ -208,7 +208,7 @@ def test_a_judge_is_opened_at_its_revision_else_as_the_labelling_teacher(
     monkeypatch, judge, revision, expected
 ):
     opened: list[LabelParams] = []
-    monkeypatch.setattr(measure, "open_engine", opened.append)
+    monkeypatch.setattr("distill_app.labeling.judge.open_engine", opened.append)
     params = params_of(judge=judge, judge_revision=revision)
     measure._open_judge(params, label_params(teacher="org/t", revision="t"))
     assert opened[0].revision == expected

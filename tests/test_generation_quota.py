@@ -60,6 +60,6 @@ def test_a_ceiling_without_prices_is_told():
     params = label_params(engine="openai", base_url="http://h/v1", max_cost=5.0)
     with pytest.raises(ValueError, match=r"label\.price_in, label\.price_out: found 0, expected the prices"):
         open_engine(params)
-    assert open_engine(params.model_copy(update={"price_out": 1.0}))._meter.quota == Quota(
+    assert open_engine(params.model_copy(update={"price_out": 1.0})).meter.quota == Quota(
         max_cost=5.0, price_out=1.0
     )

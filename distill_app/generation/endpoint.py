@@ -49,7 +49,7 @@ REFUSAL = re.compile(
 )
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """A response that is no chat completion."""
 
 
@@ -89,25 +89,25 @@ class Endpoint:
             raise ValueError(f'base_url: found "{shown}", expected a URL such as http://localhost:8000/v1')
         if concurrency < 1:
             raise ValueError(f"concurrency: found {concurrency}, expected 1 or more")
-        self.teacher, self._base_url, self._concurrency = teacher, base_url, concurrency
+        self.teacher, self.base_url, self._concurrency = teacher, base_url, concurrency
         host = url.netloc.rpartition("@")[2]  # user, password and query may be secrets
-        self._endpoint = urlunsplit((url.scheme, host, url.path.rstrip("/"), "", ""))
+        self.address = urlunsplit((url.scheme, host, url.path.rstrip("/"), "", ""))
         self.identity: dict[str, Any] = {"engine": "openai", "model": teacher}
         if revision is not None:
             self.identity["revision"] = revision
         else:
-            self.identity["endpoint"] = self._endpoint
+            self.identity["endpoint"] = self.address
             if LOOPBACK.fullmatch(url.hostname):
                 self.identity["machine"] = socket.gethostname()
         self._system_prompt = system_prompt
         self._key_name = "api_key" if api_key else "OPENAI_API_KEY"
-        self._key = (api_key or os.environ.get("OPENAI_API_KEY", "")).strip()
-        if not self._key.isascii() or not self._key.isprintable():
+        self.key = (api_key or os.environ.get("OPENAI_API_KEY", "")).strip()
+        if not self.key.isascii() or not self.key.isprintable():
             raise ValueError(f"{self._key_name}: found characters that no header carries; set the key again")
         self._limit_name = "max_tokens"  # what most servers speak; OpenAI's newer models want the other
         self._sends_seed = True
         self._unknown_ends: set[str] = set()
-        self._meter = Meter(quota or Quota())
+        self.meter = Meter(quota or Quota())
 
     def render(self, instruction: str, input_text: str, mode: Mode) -> str:
         """Return the chat messages as JSON, the same bytes for the same words."""
@@ -132,8 +132,8 @@ class Endpoint:
         numbered = enumerate(prompts)
         done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         client = AsyncOpenAI(
-            api_key=self._key or "none",  # the client insists on one, servers without keys ignore it
-            base_url=self._base_url,
+            api_key=self.key or "none",  # the client insists on one, servers without keys ignore it
+            base_url=self.base_url,
             max_retries=CLIENT_RETRIES,
             timeout=Timeout(TIMEOUT_SEC, connect=min(TIMEOUT_SEC, 5.0)),
         )
@@ -170,15 +170,15 @@ class Endpoint:
         request = {"model": self.teacher, "messages": json.loads(prompt)}
         failures = 0
         while True:
-            options = self._options(prompt, sampling)
+            options = self.options(prompt, sampling)
             most = (
                 len(prompt.encode("utf-8", "replace")),
                 sampling.max_new_tokens,
             )  # a token is a byte or more
-            used, wait_sec = most, self._meter.announce(time.monotonic(), *most)
+            used, wait_sec = most, self.meter.announce(time.monotonic(), *most)
             try:
                 await anyio.sleep(wait_sec)
-                answer = self._as_answer(await client.chat.completions.create(**request, **options))
+                answer = self.as_answer(await client.chat.completions.create(**request, **options))
                 used = (answer.prompt_tokens or most[0], answer.tokens or most[1])
                 return answer
             except UnicodeEncodeError:  # a lone surrogate, which no request can carry
@@ -186,30 +186,29 @@ class Endpoint:
                 return Answer("", 0, "refused")
             except openai.APIStatusError as err:
                 used = (0, 0)
-                refusable = err.status_code in (400, 422, 500) and REFUSAL.search(_words(err))
-                if refusable or err.status_code == 413:
+                if self.refuses(err):
                     return Answer("", 0, "refused")
-                if self._learn(err, options):
+                if self.learn(err, options):
                     continue
-                if err.status_code < 500 and err.status_code not in (408, 409, 429):
-                    raise EngineGone(self._explain(err)) from None
+                if not self.may_pass(err):
+                    raise EngineGone(self.explain(err)) from None
                 failure: Exception = err
-            except (openai.APIConnectionError, json.JSONDecodeError, _Unusable) as err:
+            except (openai.APIConnectionError, json.JSONDecodeError, Unusable) as err:
                 failure = err
             finally:
-                self._meter.settle(most, used)
+                self.meter.settle(most, used)
             failures += 1
             # The client alone has waited for half an hour by now, unless it could not even connect
             hung = isinstance(failure, openai.APITimeoutError) and not _never_connected(failure)
             if failures == ROUNDS or hung:
                 raise EngineGone(
-                    f"{self._endpoint}: no usable answer in {failures} rounds of tries, the"
-                    f" last: {self._told(failure)}; see to the server and run again, what was"
+                    f"{self.address}: no usable answer in {failures} rounds of tries, the"
+                    f" last: {self.told(failure)}; see to the server and run again, what was"
                     " answered before stays"
                 ) from None
-            await anyio.sleep(_pause_sec(failure, failures))
+            await anyio.sleep(pause_sec(failure, failures))
 
-    def _as_answer(self, completion: Any) -> Answer:
+    def as_answer(self, completion: Any) -> Answer:
         """Return a chat completion as an answer; the client checks no types, so nothing is taken for granted.
 
         An end that nobody knows, such as a call of a tool, is no answer to train on; the run goes on.
@@ -222,20 +221,21 @@ class Endpoint:
             out, read = (usage.completion_tokens or 0, usage.prompt_tokens or 0) if usage else (0, 0)
             refused = bool(getattr(message, "refusal", None))
         except (AttributeError, IndexError, TypeError):
-            raise _Unusable(f"no chat completion but {completion}") from None
+            raise Unusable(f"no chat completion but {completion}") from None
         if not isinstance(reason, str) or reason in FAILED:
-            raise _Unusable(f"no whole chat completion but {completion}")
+            raise Unusable(f"no whole chat completion but {completion}")
         if reason not in FINISH and reason not in self._unknown_ends:
             self._unknown_ends.add(reason)
             print(
-                f'{self._endpoint}: found finish_reason "{reason}", expected one of {", ".join(FINISH)}; such'
+                f'{self.address}: found finish_reason "{reason}", expected one of {", ".join(FINISH)}; such'
                 " answers are left out as refused",
                 file=sys.stderr,
             )
         finish = "refused" if refused else FINISH.get(reason, "refused")
         return Answer("" if finish == "refused" else text.strip(), out, finish, read)
 
-    def _options(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
+    def options(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
+        """Return a request's settings, in the words that this server takes."""
         options: dict[str, Any] = {
             self._limit_name: sampling.max_new_tokens,
             "temperature": sampling.temperature,
@@ -252,7 +252,16 @@ class Endpoint:
                 options["seed"] = seed_of(prompt, sampling.seed)
         return options | ({"extra_body": more} if more else {})
 
-    def _learn(self, err: Any, options: dict[str, Any]) -> bool:
+    def refuses(self, err: Any) -> bool:
+        """Tell whether the server will not answer this prompt, though it would others."""
+        refusable = err.status_code in (400, 422, 500) and REFUSAL.search(_words(err))
+        return bool(refusable) or err.status_code == 413
+
+    def may_pass(self, err: Any) -> bool:
+        """Tell whether the same request may be answered later."""
+        return err.status_code >= 500 or err.status_code in (408, 409, 429)
+
+    def learn(self, err: Any, options: dict[str, Any]) -> bool:
         """Tell whether the server turned down a parameter that can be said otherwise or left out."""
         words = _words(err)
         if err.status_code not in (400, 422):
@@ -263,30 +272,31 @@ class Endpoint:
         if "seed" in options and re.search(r"\bseed\b", words):
             if self._sends_seed:
                 print(
-                    f"{self._endpoint}: takes no seed; sampled answers will differ from run to run",
+                    f"{self.address}: takes no seed; sampled answers will differ from run to run",
                     file=sys.stderr,
                 )
             self._sends_seed = False
             return True
         return False
 
-    def _explain(self, err: Any) -> str:
-        words = self._told(err)
+    def explain(self, err: Any) -> str:
+        """Return why a server turned a request down, and what to do, in one line."""
+        words = self.told(err)
         if err.status_code in (401, 403):
-            key = f"the key in {self._key_name} was refused" if self._key else "OPENAI_API_KEY is not set"
-            return f"{self._endpoint}: {err.status_code}, {key}; set it to a key that this server takes"
+            key = f"the key in {self._key_name} was refused" if self.key else "OPENAI_API_KEY is not set"
+            return f"{self.address}: {err.status_code}, {key}; set it to a key that this server takes"
         if err.status_code == 404:
             return (
-                f'{self._endpoint}: 404 for model "{self.teacher}" ({words}); fix the model\'s name, or the'
+                f'{self.address}: 404 for model "{self.teacher}" ({words}); fix the model\'s name, or the'
                 " URL, which mostly ends in /v1"
             )
-        return f"{self._endpoint}: the server turned the request down ({words}); change the setting it names"
+        return f"{self.address}: the server turned the request down ({words}); change the setting it names"
 
-    def _told(self, err: Exception) -> str:
+    def told(self, err: Exception) -> str:
         """Return what an error says, in a short line without the key, which some servers repeat."""
         words = _words(err)
-        if self._key:
-            words = words.replace(self._key, "***")
+        if self.key:
+            words = words.replace(self.key, "***")
         return words if len(words) <= 300 else f"{words[:300]}…"
 
 
@@ -309,7 +319,7 @@ def _words(err: Exception) -> str:
     return " ".join(text.split())
 
 
-def _pause_sec(err: Exception, failures: int) -> float:
+def pause_sec(err: Exception, failures: int) -> float:
     """Return the seconds until the next round: backoff with jitter, or longer if the server asks for it."""
     pause = PAUSE_SEC * 2**failures * random.uniform(0.75, 1.0)
     wanted = err.response.headers.get("retry-after", "") if hasattr(err, "response") else ""

@@ -24,6 +24,11 @@ def open_engine(params: EngineParams, vllm_options: Mapping[str, Any] | None = N
     """
     if params.engine == "openai":
         return _open_endpoint(params)
+    if params.batch_api:
+        raise ValueError(
+            f"label.batch_api: found true with label.engine: {params.engine}, expected false, for only"
+            " servers have one; set it to false"
+        )
     make = partial(_open_model, params, vllm_options)
     if params.engine_workers == 1 and params.ray_address is None:
         return make()
@@ -33,6 +38,7 @@ def open_engine(params: EngineParams, vllm_options: Mapping[str, Any] | None = N
 
 
 def _open_endpoint(params: EngineParams) -> Engine:
+    from distill_app.generation.batch_api import BatchEndpoint
     from distill_app.generation.endpoint import Endpoint
     from distill_app.generation.quota import Quota
 
@@ -51,7 +57,8 @@ def _open_endpoint(params: EngineParams) -> Engine:
             f"label.price_in, label.price_out: found 0, expected the prices of a million tokens with"
             f" label.max_cost: {params.max_cost:g}; write them, or set it to null"
         )
-    return Endpoint(
+    kind = BatchEndpoint if params.batch_api else Endpoint
+    return kind(
         params.teacher,
         params.base_url,
         params.concurrency,

@@ -21,6 +21,7 @@ class EngineParams(Section):
     gpus_per_worker: int = Field(ge=1)  # over which vLLM spreads one copy (tensor parallelism)
     ray_address: str | None  # of a Ray cluster
     concurrency: int = Field(ge=1)  # requests to a server at a time
+    batch_api: bool  # whether a server is asked in batches, which take up to a day and cost less
     requests_per_minute: int | None = Field(ge=1)  # of a server
     tokens_per_minute: int | None = Field(ge=1)  # of a server, read and written together
     max_cost: float | None = Field(gt=0)  # of one run, in the currency of the prices

@@ -5,7 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import tee
 from typing import Any, Literal
@@ -13,15 +13,16 @@ from typing import Any, Literal
 from distill_app.core.errors import EmptyDataError
 from distill_app.core.files import Record, iter_records, new_json_list
 from distill_app.core.models import Model, Tokenizer
-from distill_app.core.prompts import Mode
+from distill_app.core.prompts import Mode, user_content
 from distill_app.generation.answers import Answer, Engine, Sampling
 from distill_app.generation.identity import model_identity
 from distill_app.generation.in_process import InProcess
 from distill_app.generation.own_settings import SETTINGS, own_settings
 from distill_app.labeling.ask import fill_store, read_answers
-from distill_app.labeling.choosing import Chooser, choose_answer
+from distill_app.labeling.choosing import Chooser, choose_answer, whole_answers
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.progress import tell
+from distill_app.labeling.scoring import Case, Scores, open_scorer
 from distill_app.labeling.store import AnswerStore
 
 OnTruncated = Literal["drop", "keep", "retry"]
@@ -103,7 +104,9 @@ class _Tally:
         self.lengths: Counter[int] = Counter()
         self.tokens_in = 0
         self.choices: Counter[str] = Counter()  # why an answer of several was kept, or none
-        self.agreeing = self.sampled_tokens = 0
+        self.agreeing = self.whole = self.first = self.sampled_tokens = 0
+        self.verdicts: Counter[str] = Counter()
+        self.margins: list[float] = [0, 0.0]  # how many there are, and their sum
 
     def fault(self, answer: Answer) -> str | None:
         """Count an answer; return why it is not worth training on, or None if it is."""
@@ -120,13 +123,21 @@ class _Tally:
             self.dropped[fault] += 1
         return fault
 
-    def best(self, answers: Sequence[Answer], reference: str, chooser: Chooser) -> tuple[Answer, str | None]:
+    def best(
+        self, answers: Sequence[Answer], reference: str, chooser: Chooser, scores: Scores
+    ) -> tuple[Answer, str | None]:
         """Count the answers to a prompt; return the one to keep, or one that is not and why."""
         if len(answers) == 1:
             return answers[0], self.fault(answers[0])
-        choice = choose_answer(answers, reference, chooser)
+        choice = choose_answer(answers, reference, chooser, scores.by_place)
         self.choices[choice.why] += 1
-        self.agreeing += choice.agreeing
+        self.verdicts.update(read=scores.read, unread=scores.unread)
+        if choice.place is not None:
+            self.agreeing += choice.agreeing
+            self.whole += len(whole_answers(answers))
+            self.first += choice.place == 0
+        if choice.margin is not None:
+            self.margins = [self.margins[0] + 1, self.margins[1] + choice.margin]
         self.sampled_tokens += sum(answer.tokens for answer in answers)
         if choice.place is not None:
             return answers[choice.place], self.fault(answers[choice.place])
@@ -151,11 +162,19 @@ class _Tally:
         }
 
     def _samples(self) -> dict[str, Any]:
-        """Return how often which choice was made, and how many samples say what the kept one says."""
-        kept = self.choices["right"] + self.choices["majority"]
+        """Return how often which choice was made, how clear it was, and what all samples took.
+
+        `first` counts the prompts of which the first sample was kept, `agreeing_share` is that of whole
+        samples that say what the kept one says, `margin_mean` the mean of `Choice.margin` where there is one.
+        """
+        margins = {"margin_mean": round(self.margins[1] / self.margins[0], 4)} if self.margins[0] else {}
+        verdicts = {"verdicts": dict(self.verdicts)} if self.verdicts.total() else {}
         return {
             "chosen": dict(sorted(self.choices.items())),
-            "agreeing_mean": round(self.agreeing / max(kept, 1), 2),
+            "first": self.first,
+            "agreeing_share": round(self.agreeing / max(self.whole, 1), 4),
+            **margins,
+            **verdicts,
             "tokens_out": self.sampled_tokens,
         }
 
@@ -248,22 +267,31 @@ def label_files(
             yield from _rendered(engine, iter_records(source), "system1")
 
     samplings = _samplings(sampling, params.samples)
-    for number, each in enumerate(samplings, 1):
-        title = f"label, sample {number} of {params.samples}" if params.samples > 1 else "label"
-        fill_store(engine, prompts, each, store, retry_to, total, title, log_path)
+
+    def cases(source: str) -> Iterator[tuple[Record, Case]]:
+        records, *asked = tee(iter_records(source), 2 + params.samples)  # a few hundred records apart
+        rendered = _rendered(engine, asked.pop(), "system1")
+        answered = [
+            read_answers(engine, _rendered(engine, some, "system1"), each, store, retry_to)
+            for some, each in zip(asked, samplings, strict=True)
+        ]
+        for record, prompt, *answers in zip(records, rendered, *answered, strict=True):
+            yield record, Case(user_content(record["instruction"], record["input"]), prompt, answers)
+
     counts: dict[str, Any] = {}
     with ExitStack() as files:
+        scorer = files.enter_context(closing(open_scorer(engine, store, params)))
+        for number, each in enumerate(samplings, 1):
+            title = f"label, sample {number} of {params.samples}" if params.samples > 1 else "label"
+            fill_store(engine, prompts, each, store, retry_to, total, title, log_path)
+        scorer.prepare(lambda: (case for source in sources for _, case in cases(source)), log_path)
         add_dropped = files.enter_context(new_json_list(dropped_path))
         for split, (source, target) in splits.items():
             add = files.enter_context(new_json_list(target))
             tally = _Tally(params.on_truncated)
-            records, *asked = tee(iter_records(source), 1 + params.samples)  # a few hundred records apart
-            answered = [
-                read_answers(engine, _rendered(engine, some, "system1"), each, store, retry_to)
-                for some, each in zip(asked, samplings, strict=True)
-            ]
-            for record, *answers in zip(records, *answered, strict=True):
-                answer, fault = tally.best(answers, record["output"], params.choose)
+            asked, scored = tee(cases(source))
+            for (record, case), scores in zip(asked, scorer.scores(c for _, c in scored), strict=True):
+                answer, fault = tally.best(case.answers, record["output"], params.choose, scores)
                 if fault is None:
                     add({**_as_record(record), "output": answer.text})
                     continue

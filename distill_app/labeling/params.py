@@ -15,6 +15,7 @@ RUNTIME_ONLY = {
     "gpus_per_worker",
     "ray_address",
     "concurrency",
+    "batch_api",
     "requests_per_minute",
     "tokens_per_minute",
     "max_cost",
@@ -38,14 +39,20 @@ class LabelParams(EngineParams):
     seed: int
     samples: int = Field(ge=1)  # answers a prompt, each drawn with a seed of its own
     choose: Chooser  # which of several is kept
+    judge: str | None  # the model that says which of two is better; None is the teacher
+    judge_revision: str | None  # of a Hub model: commit, tag or branch
+    judge_engine: Literal["transformers", "vllm", "openai"] | None  # None is the teacher's
+    judge_base_url: str | None  # of an OpenAI-compatible server
+    judge_max_new_tokens: int = Field(ge=1)  # of its reasoning and its verdict
     on_truncated: Literal["drop", "keep", "retry"]  # an answer that reached max_new_tokens
     retry_max_new_tokens: int = Field(ge=1)  # retry doubles the limit up to here
     top_logits: int = Field(ge=0, le=1024)  # likeliest tokens kept for each answer token; 0 keeps none
     store: str  # the folder that keeps the answers
 
     def hosted(self) -> set[str]:
-        """Return `teacher` where its server alone has it."""
-        return {"teacher"} if self.engine == "openai" else set()
+        """Return `teacher` and `judge` where their server alone has them."""
+        engines = {"teacher": self.engine, "judge": self.judge_engine or self.engine}
+        return {name for name, engine in engines.items() if engine == "openai"}
 
 
 class ScoreParams(Section):

@@ -177,6 +177,8 @@ class _Planner:
             "label: a mean answer has half of max_new_tokens, and a fifth are cut there"
             f" (on_truncated: {params.on_truncated})"
         )
+        if samples > 1 and params.choose == "judge":
+            self._assume("label.choose: the judge's replies are not counted")
         plan.tokens_read, plan.tokens_written = texts.prompt_tokens, texts.answer_tokens
         if params.engine == "openai":
             plan.reads = [f"{params.teacher} at {params.base_url}"]

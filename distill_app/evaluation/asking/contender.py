@@ -94,6 +94,7 @@ def open_contender(candidate: Candidate, params: MeasureParams, label: LabelPara
         "engine": "openai" if url else params.engine,
         "base_url": url,
         "system_prompt": label.system_prompt if candidate.name == "teacher" else None,
+        "batch_api": False,  # which would time the queue
         "engine_workers": 1,  # how labelling is spread says nothing of the comparison
         "ray_address": None,
         "batch_size": params.batch_size,

@@ -13,16 +13,15 @@ from typing import Any
 from distill_app.core.files import Record, read_records, save_json
 from distill_app.core.logits import tokenizer_digest
 from distill_app.core.prompts import format_prompt, format_response, user_content
-from distill_app.core.stage import one_line
 from distill_app.evaluation.asking.contender import Contender, Task, open_contender
 from distill_app.evaluation.asking.cost import Timed, size_of, time_answers
-from distill_app.evaluation.asking.fidelity import Reading, answer_nats, forced_agreement
-from distill_app.evaluation.asking.judge import Pair, judge_pairs
+from distill_app.evaluation.asking.fidelity import forced_agreement
 from distill_app.evaluation.asking.params import MeasureParams
 from distill_app.evaluation.candidates import Candidate
 from distill_app.generation.answers import Answer, Engine, Sampling, seed_of
-from distill_app.generation.engines import open_engine
 from distill_app.labeling.ask import fill_store, read_answers
+from distill_app.labeling.judge import Pair, judge_pairs, open_judge
+from distill_app.labeling.likelihood import Reading, answer_nats
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
 
@@ -290,28 +289,11 @@ def _open_judge(params: MeasureParams, label: LabelParams) -> AbstractContextMan
     """
     if params.judge is None:
         return nullcontext()
-    if params.judge_engine == "openai" and not params.judge_base_url:
-        raise ValueError(
-            "measure.judge_base_url: found none, expected the server's address with measure.judge_engine:"
-            " openai, for example http://localhost:8000/v1"
-        )
-    judge: dict[str, Any] = {
-        "teacher": params.judge,
-        "engine": params.judge_engine,
-        "base_url": params.judge_base_url,
-        "system_prompt": None,
-        "engine_workers": 1,  # where labelling runs says nothing of the judge
-        "ray_address": None,
-    }
-    if params.judge != label.teacher:  # which is loaded as for the labels
-        judge |= {"revision": params.judge_revision, "quantization": "none"}
-    elif params.judge_revision is not None:
-        judge["revision"] = params.judge_revision
-    try:
-        return closing(open_engine(label.model_copy(update=judge)))
-    except (ValueError, OSError, ImportError) as err:
-        said = one_line(err).replace("label.engine", "measure.judge_engine").replace(" or label.revision", "")
-        raise ValueError(f"measure.judge: {said}") from err
+    alone = label.model_copy(
+        update={"engine_workers": 1, "ray_address": None}
+    )  # labelling is spread, not this
+    where = (params.judge_revision, params.judge_engine, params.judge_base_url)
+    return closing(open_judge("measure", params.judge, *where, alone))
 
 
 def _judge(judge: Engine, rows: Sequence[dict[str, Any]], store: AnswerStore, params: MeasureParams) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 import pytest
 from fakes import Echo
 
-from distill_app.evaluation.asking.judge import Pair, judge_pairs
 from distill_app.generation.answers import Answer, Sampling
+from distill_app.labeling.judge import Pair, judge_pairs
 from distill_app.labeling.store import AnswerStore
 
 
