@@ -1,9 +1,11 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from distill_app import write_system1_config, write_system2_config
 from distill_app.core.prompts import chat_template
@@ -501,3 +503,12 @@ def test_the_trainer_is_a_command_of_its_own():
         check=True,
     )
     assert "EasyDistill 1.0 JSON config" in run.stdout
+
+
+def test_the_check_of_a_config_prints_nothing_of_the_libraries(job, tmp_path):
+    """bitsandbytes hints at a kernel while PEFT imports it, transformers warns of a field's old name."""
+    job(training__gradient_checkpointing=True)
+    command = [sys.executable, "-m", "distill_app.training", "--check", "--config", "config.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
