@@ -130,9 +130,7 @@ def _let_answers_end(model: object) -> None:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def sharded(sample: Path, name: str) -> dict[str, bytes]:
@@ -166,10 +164,27 @@ def benchmark_sets(folder: Path) -> dict[str, dict[str, bytes]]:
 def qwen_repos(folder: Path, npm: Path) -> dict[str, Repo]:
     """Return all that the profile reads of the Hub, each at a commit that its bytes decide."""
     shapes = {
-        "Qwen2.5-7B-Instruct": {"layers": 3, "heads": 4, "rows": ANSWER = (151_644, 77_091, 198)  # "<|im_start|>assistant\n"
-TEACHER_ROWS, "tied": False, "penalty": 1.05},
-        "Qwen2.5-0.5B-Instruct": {"layers": 2, "heads": 2, "rows": STUDENT_ROWS, "tied": True, "penalty": 1.1},
-        "Qwen2.5-1.5B-Instruct": {"layers": 3, "heads": 2, "rows": STUDENT_ROWS, "tied": True, "penalty": 1.1},
+        "Qwen2.5-7B-Instruct": {
+            "layers": 3,
+            "heads": 4,
+            "rows": TEACHER_ROWS,
+            "tied": False,
+            "penalty": 1.05,
+        },
+        "Qwen2.5-0.5B-Instruct": {
+            "layers": 2,
+            "heads": 2,
+            "rows": STUDENT_ROWS,
+            "tied": True,
+            "penalty": 1.1,
+        },
+        "Qwen2.5-1.5B-Instruct": {
+            "layers": 3,
+            "heads": 2,
+            "rows": STUDENT_ROWS,
+            "tied": True,
+            "penalty": 1.1,
+        },
     }
     files: dict[str, Mapping[str, bytes]] = {
         f"models/Qwen/{name}": make_qwen(folder / name, npm, seed=seed, **shape)

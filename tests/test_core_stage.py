@@ -118,10 +118,3 @@ def test_a_defect_of_ours_keeps_its_traceback():
 
 def test_a_long_error_becomes_one_line():
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
-
-
-def test_bitsandbytes_asks_for_nothing_in_a_stages_output() -> None:
-    """transformers and peft import it where it is installed, also where nothing is quantized."""
-    stage = "from distill_app.core.stage import run_stage; run_stage(lambda: __import__('bitsandbytes'))"
-    ended = subprocess.run([sys.executable, "-c", stage], check=True, capture_output=True, text=True)
-    assert ended.stderr == ""

@@ -139,7 +139,14 @@ def test_the_profile_runs_to_its_verdict_over_two_kills(lab):
     kill_during(lab, "train_s1", "work/training/**/checkpoint-2/whole")
     output = quiet(dvc(lab, "repro"))
     assert "training: going on from checkpoint-" in output
-    assert stages_run(output) == STAGES - {"base_models", "prepare_s1", "label", "prepare_s2", "score_s2", "write_config"}
+    assert stages_run(output) == STAGES - {
+        "base_models",
+        "prepare_s1",
+        "label",
+        "prepare_s2",
+        "score_s2",
+        "write_config",
+    }
     comparison = json.loads((lab / "reports/comparison.json").read_text())
     assert set(comparison["students"]) == {"system1", "system2"}
     assert {"system1_words", "system2_words"} <= set(comparison["models"])

@@ -1,9 +1,11 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from distill_app import write_system1_config, write_system2_config
 from distill_app.core.prompts import chat_template
@@ -511,3 +513,12 @@ def test_transformers_is_told_of_checkpointing_by_its_newest_names(job, recwarn)
     )
     assert args.activation_checkpointing and args.activation_checkpointing_kwargs == options
     assert not [str(w.message) for w in recwarn if "gradient_checkpointing" in str(w.message)]
+
+
+def test_the_check_of_a_config_prints_nothing_of_the_libraries(job, tmp_path):
+    """bitsandbytes hints at a kernel while PEFT imports it, transformers warns of a field's old name."""
+    job(training__gradient_checkpointing=True)
+    command = [sys.executable, "-m", "distill_app.training", "--check", "--config", "config.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

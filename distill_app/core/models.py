@@ -274,3 +274,15 @@ def quiet_transformers() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """As `quiet_transformers`, before anything imports bitsandbytes or builds a Trainer's arguments.
+
+    The first hints at a kernel while it is imported, by PEFT among others; the second warns of names that
+    transformers and TRL themselves still use.
+    """
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    quiet_transformers()

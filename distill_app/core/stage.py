@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ def run_stage(main: Callable[[], None]) -> None:
     traceback. SIGTERM ends a stage as Ctrl-C does, so that what is half-written goes.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # whoever imports it; it asks for more packages
     die_with_parent()
     sys.exit(report_errors(main))
 

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from distill_app.core.models import (
     load_teacher,
     load_tokenizer,
     load_trainable,
+    quiet_libraries,
     save_checkpoint,
 )
 from distill_app.core.prompts import Mode
@@ -97,7 +97,7 @@ def refine_student(
         )
     from distill_app.training.work import work_folder
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that transformers and TRL still use
+    quiet_libraries()
     ours = load_tokenizer(student)
     theirs = load_tokenizer(teacher.model, teacher.revision)
     require_shared_tokenizer(teacher.model, theirs, student, ours)

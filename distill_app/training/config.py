@@ -5,7 +5,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from distill_app.core.models import cpu_multiplies_bf16
+from distill_app.core.models import cpu_multiplies_bf16, quiet_libraries
 from distill_app.core.params import unknown_key
 from distill_app.easydistill.job import Job, read_job
 from distill_app.training.fields import check_fields, is_field, sft_defaults
@@ -72,6 +72,7 @@ def check_training(path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: it cannot; one line.
     """
+    quiet_libraries()
     job = read_job(path)
     if job.backend == "easydistill":  # its own, older TRL will say the rest
         for key in job.training:

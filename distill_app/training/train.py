@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from distill_app.core.models import (
     check_checkpoint,
     load_tokenizer,
     load_trainable,
+    quiet_libraries,
     save_checkpoint,
 )
 from distill_app.easydistill.job import Job, at_commit, read_labeled
@@ -56,7 +56,7 @@ def train_student(config_path: str, labeled_path: str | None = None, logits_path
     """
     from distill_app.training.work import work_folder
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that transformers and TRL still use
+    quiet_libraries()
     job = read_training(config_path, labeled_path, logits_path)
     _refuse_deepspeed(job)
     job = at_commit(job)
@@ -226,7 +226,7 @@ def _tell_batches(trainer: Any) -> None:
     batches = trainer.step_batches()
     tokens = sum(batches.lengths) // len(batches)
     line = (
-        f"training: {len(batches)} steps an epoch of about {tokens} tokens,"
+        f"training: {len(batches)} step{'s' * (len(batches) != 1)} an epoch of about {tokens} tokens,"
         f" at most {trainer.tokens_at_a_time} at a time on {trainer.args.device}"
     )
     if trainer.args.device.type == "cuda" and trainer.args.world_size == 1:
