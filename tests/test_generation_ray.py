@@ -250,7 +250,10 @@ def test_a_prompt_left_without_an_answer_is_refused(spread, notes):
 
 
 def test_a_worker_with_other_weights_is_refused(spread, notes):
-    with pytest.raises(RuntimeError, match="the worker has weights sha256:.*, expected sha256:.* install"):
+    with pytest.raises(
+        RuntimeError,
+        match="the worker has weights sha256:.*, expected sha256:.* install the same on every machine",
+    ):
         list(spread(OtherWeights, notes).generate(prompts(20), Sampling()))
     assert notes.read_text() == ""
 

@@ -201,7 +201,7 @@ class RayWorkers:
                 )
             )
 
-    def _needs(self) -> dict[str, float]:
+    def _needs(self) -> dict[str, Any]:
         """Return the processors and GPUs of one worker; Ray gives it as many OpenMP threads."""
         import ray
 
@@ -489,8 +489,8 @@ def _check_same(here: dict[str, Any], there: dict[str, Any]) -> None:
     for key in here:
         if _public(here[key]) != _public(there.get(key)):
             raise EngineGone(
-                f"the worker has {key} {there.get(key)}, expected {here[key]} as where the prompts are, or its"
-                " answers are others; install the same there"
+                f"the worker has {key} {there.get(key)}, expected {here[key]}, or its answers are others;"
+                " install the same on every machine"
             )
 
 
