@@ -91,9 +91,8 @@ def push(number: int) -> None:
     if total != number:
         raise RuntimeError(f"found {total} answers, expected {number}")
     print(f"{number:,} answers of {WORKERS} workers: {seconds:.1f} s, {starting:.1f} s to the first")
-    print(
-        f"{number / (seconds - starting):,.0f} answers/s; driver {before_mib:.0f} MiB, at most {peak_mib():.0f}"
-    )
+    rate = number / (seconds - starting)
+    print(f"{rate:,.0f} answers/s; driver {before_mib:.0f} MiB before, at most {peak_mib():.0f} MiB")
 
 
 def peak_mib() -> float:

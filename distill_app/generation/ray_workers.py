@@ -146,11 +146,11 @@ class RayWorkers:
                         raise EngineGone(answers)
                     under_way.remove(index)
                     feed.end.remote(index)
-                    self._hand_out(feed, chunks, under_way)
                     if deaths:
                         self.asked_again += len(answers)
                         _say(f"{deaths} workers died; {len(answers)} prompts were asked again")
                     yield from enumerate(answers, index * self._chunk)
+                    self._hand_out(feed, chunks, under_way)
         except ray.exceptions.RayError as err:
             raise EngineGone(f"the Ray cluster cannot go on: {one_line(err)}") from err
         finally:
@@ -342,7 +342,7 @@ class _Worker:
 
         index, chunk = row["index"][0].as_py(), row["chunk"][0].as_py()
         if not chunk:  # answered before its reader started again; nobody waits for this
-            return row.select([])
+            return pyarrow.table({"answers": pyarrow.array([], pyarrow.binary())})
         if self.error:
             result: Any = (index, 0, self.error)
         else:
