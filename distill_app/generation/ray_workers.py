@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import distributions
 from itertools import chain, count, islice
 from typing import Any, Literal
@@ -134,7 +135,8 @@ class RayWorkers:
         self._connection = self._connection or _join_cluster(self._address)
         import ray
 
-        feed = ray.remote(max_concurrency=10_000, **_here())(_Feed).remote()
+        options: dict[str, Any] = {"max_concurrency": 10_000, **_here()}  # every worker has calls waiting
+        feed: Any = ray.remote(**options)(_Feed).remote()
         chunks, under_way = chain([first], chunks), set[int]()
         try:
             self._hand_out(feed, chunks, under_way)
@@ -184,7 +186,7 @@ class RayWorkers:
         with ray.data.DataContext.current(context):
             return (
                 ray.data.from_items([0])
-                .map_batches(_read, fn_args=(feed,), batch_size=None, **_here())
+                .map_batches(partial(_read, feed=feed), batch_size=None, **_here())
                 .map_batches(
                     _Worker,
                     fn_constructor_args=(*made, sampling, feed, os.getcwd()),
@@ -272,7 +274,7 @@ class _Feed:
         await asyncio.Event().wait()
 
 
-def _read(_: Any, feed: Any) -> Iterator[Any]:
+def _read(_: Any, *, feed: Any) -> Iterator[Any]:
     """Yield a row a chunk, as the feed gets them."""
     import pyarrow
     import ray
