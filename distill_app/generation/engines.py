@@ -37,7 +37,7 @@ def open_engine(params: EngineParams, vllm_options: Mapping[str, Any] | None = N
         params.ray_address,
         params.gpus_per_worker,
         needs_gpu=needs_gpu,
-        chunk=params.batch_size,
+        chunk=max(params.batch_size // 2, 1),  # of which a worker has four: rows and what enters next
     )
 
 

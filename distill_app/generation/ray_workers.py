@@ -76,7 +76,7 @@ class RayWorkers:
         gpus_per_worker: GPUs of one copy on a cluster that has or can add any, else a worker takes its share
             of a node's processors. For vLLM it is `tensor_parallel_size`, all on one node.
         needs_gpu: the engine cannot do without: wait for GPUs, also where no node has one yet.
-        chunk: prompts handed out, and answers handed back, at a time; the engine's batch is a good size.
+        chunk: prompts handed out, and answers handed back, at a time; half the engine's batch is a good size.
 
     Attributes:
         asked_again: how many prompts were asked again because their worker had died.
