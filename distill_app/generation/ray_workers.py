@@ -1,35 +1,46 @@
-"""One engine on many workers: Ray actors on this machine's processors, or on the nodes of a cluster.
+"""One engine on many workers: Ray Data over this machine's processors, or over the nodes of a cluster.
 
-Every worker is a process with a copy of the model. This process reads the prompts, hands them out a few at
-a time and gets every answer back as it is finished; a worker that dies costs the answers it was generating.
+The prompts are a dataset of chunks, mapped by a pool of actors that each hold a copy of the model; Ray Data
+starts, grows and replaces them, and repeats what a lost one was answering. `_Feed` hands it the chunks and
+counts how often each was begun: a chunk whose workers keep dying is asked prompt by prompt, and the prompt
+that kills them is refused.
 
 A worker on another machine needs the same Ray, Python and project installed, and the teacher under the same
 name: a Hub model, or a folder at the same path.
 """
 
+import asyncio
 import contextlib
 import importlib.util
 import logging
 import os
+import pickle
+import queue
 import signal
 import socket
 import subprocess
 import sys
-from collections import Counter, deque
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import distributions
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any, Literal
 
 from distill_app.core.errors import EngineGone
 from distill_app.core.stage import one_line
 from distill_app.generation.answers import Answer, Engine, Sampling
 
-CHUNK = 4  # prompts handed out at a time; a worker has at most two chunks that its engine has not asked for
-MOST_DEATHS = 3  # of workers that were asked the same prompt; then it is the prompt that kills them
-SAY_WAITING_EVERY_SEC = 60.0
+CALLS = 4  # chunks that a worker answers at a time, so that the next one is there when rows are free
+MOST_STARTS = 3  # of a worker without one answer
+MOST_REFUSED = 4  # prompts that ended their workers, before any was answered
+MOST_ALONE = 2  # deaths of the workers that were asked this prompt and no other
 SAME_EVERYWHERE = ("distill-app", "torch", "transformers")  # packages whose versions an answer depends on
+
+Chunks = Iterator[tuple[int, list[str] | None]]  # the prompts to be asked; None is the end
 
 # Ends what Ray leaves behind. The cluster's processes die with this one, but two of Ray's agents only after
 # 60 s, in which they try to tell the dead head, and what an engine has started itself is nobody's child.
@@ -50,30 +61,30 @@ for process in seen:
         process.kill()
 """
 
-Item = tuple[int, str]  # a prompt's place among those to be asked, and the prompt
-
 
 class RayWorkers:
     """An engine that asks many copies of another one; Ray starts at the first prompt.
 
-    The answers are those of one worker, in another order. A process that is connected to Ray already stays
-    on its cluster, whatever `address` says.
+    The answers are those of one worker, in another order. A prompt that kills its workers is refused. A
+    process that is connected to Ray already stays on its cluster, whatever `address` says.
 
     Args:
         make_engine: builds the engine, here for its name and its prompts, and once in every worker. Goes to
             the workers pickled, so take a function of a module, or `functools.partial` of one.
-        workers: copies of the model, at least 1.
+        workers: copies of the model at most, at least 1; the pool grows to them as the cluster does.
         address: `HOST:PORT` of a running cluster, or "auto" on one of its nodes; None starts one on this
             machine, which ends with this process, killed or not.
-        gpus_per_worker: GPUs of one copy where the cluster has any, else a worker takes its share of a
-            node's processors. For vLLM it is `tensor_parallel_size`: the GPUs of one worker are on one node.
+        gpus_per_worker: GPUs of one copy on a cluster that has or can add any, else a worker takes its share
+            of a node's processors. For vLLM it is `tensor_parallel_size`, all on one node.
+        needs_gpu: the engine cannot do without: wait for GPUs, also where no node has one yet.
+        chunk: prompts handed out, and answers handed back, at a time; half the engine's batch is a good size.
 
     Attributes:
-        asked_again: how many prompts went to another worker because theirs had died.
+        asked_again: how many prompts were asked again because their worker had died.
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: a number below 1, or an address of Ray Client, which cannot stream answers.
+        ValueError: a number below 1, or an address of Ray Client, which Ray Data cannot use.
     """
 
     def __init__(
@@ -82,293 +93,347 @@ class RayWorkers:
         workers: int,
         address: str | None = None,
         gpus_per_worker: int = 1,
+        needs_gpu: bool = False,
+        chunk: int = 4,
     ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ImportError(
                 'ray: not installed, more than one labelling worker needs it; pip install "ray==2.60.0"'
             )
-        if workers < 1 or gpus_per_worker < 1:
+        if min(workers, gpus_per_worker, chunk) < 1:
             raise ValueError(
-                f"workers, gpus_per_worker: found {workers}, {gpus_per_worker}, expected 1 or more"
+                f"workers, gpus_per_worker, chunk: found {workers}, {gpus_per_worker}, {chunk}, expected 1"
+                " or more"
             )
         if address is not None and "://" in address:
             raise ValueError(
-                f"{address}: an address of Ray Client, which cannot stream answers; run on a node of the"
+                f"{address}: an address of Ray Client, which Ray Data cannot use; run on a node of the"
                 ' cluster with address "auto", or give the head\'s HOST:PORT, usually port 6379'
             )
         self._make_engine, self._count, self._address = make_engine, workers, address
-        self._gpus_per_worker = gpus_per_worker
+        self._gpus_per_worker, self._needs_gpu, self._chunk = gpus_per_worker, needs_gpu, chunk
         self._engine = make_engine()
         self.teacher, self.identity = self._engine.teacher, self._engine.identity
         self.asked_again = 0
-        self._workers: list[_Worker] = []
         self._connection: contextlib.ExitStack | None = None
 
     def render(self, instruction: str, input_text: str, mode: Literal["system1", "system2"]) -> str:
         return self._engine.render(instruction, input_text, mode)
 
     def generate(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        """Yield the place of each prompt and its answer, as soon as it is ready, in any order.
+        """Yield the place of each prompt and its answer, as soon as its chunk is answered, in any order.
 
         Raises:
             EngineGone: the cluster cannot be joined, or this machine has too few GPUs; a worker's
-                installation differs from this one; the engine raised an error, which is repeated; prompts
-                that killed three workers.
+                installation differs from this one; the engine cannot start, which is told in its words.
         """
-        backlog = _Backlog(prompts)
-        if not (first := backlog.take()):
+        iterator = iter(prompts)
+        lists: Iterator[list[str]] = iter(lambda: list(islice(iterator, self._chunk)), [])
+        chunks: Chunks = enumerate(chain(lists, [None]))
+        first = next(chunks)
+        if first[1] is None:
             return
-        backlog.put_back(first)
         self._connection = self._connection or _join_cluster(self._address)
+        import ray
+
+        options: dict[str, Any] = {"max_concurrency": 10_000, **_here()}  # every worker has calls waiting
+        feed: Any = ray.remote(**options)(_Feed).remote()
+        chunks, under_way = chain([first], chunks), set[int]()
+        outcomes: Counter[bool] = Counter()  # whether a prompt ended its workers
         try:
-            yield from self._ask(backlog, sampling)
-        except BaseException:  # an interrupt and a caller who stops reading too: workers must not go on
-            self._end_workers()
-            raise
+            self._hand_out(feed, chunks, under_way)
+            for rows in self._dataset(feed, sampling).iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            ):
+                for index, deaths, answers in map(pickle.loads, rows["answers"].to_pylist()):
+                    if isinstance(answers, str):
+                        raise EngineGone(answers)
+                    under_way.remove(index)
+                    feed.end.remote(index)
+                    if deaths:
+                        self.asked_again += len(answers)
+                        _say(f"{deaths} workers died; {len(answers)} prompts were asked again")
+                    outcomes.update(
+                        answer.finish_reason == "refused" and not answer.lasting for answer in answers
+                    )
+                    if not outcomes[False] and outcomes[True] >= MOST_REFUSED:
+                        raise EngineGone(
+                            f"{outcomes[True]} prompts ended their workers and none was answered;"
+                            f" {answers[-1].text}"
+                        )
+                    yield from enumerate(answers, index * self._chunk)
+                    self._hand_out(feed, chunks, under_way)
+        except ray.exceptions.RayError as err:
+            raise EngineGone(f"the Ray cluster cannot go on: {one_line(err)}") from err
+        finally:
+            ray.kill(feed)  # every worker ends with it, also where the caller stops reading
+        if under_way:
+            raise EngineGone(f"{self.teacher}: the workers left {len(under_way)} chunks without an answer")
 
     def close(self) -> None:
         self._engine.close()
-        self._end_workers()
         if self._connection:
             self._connection.close()
             self._connection = None
 
-    def _ask(self, backlog: "_Backlog", sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        import ray
+    def _hand_out(self, feed: Any, chunks: Chunks, under_way: set[int]) -> None:
+        """Read so many prompts ahead that every worker has a full hand and the pool a reason to grow."""
+        for index, chunk in islice(chunks, self._count * 2 * CALLS - len(under_way)):
+            if chunk is not None:
+                under_way.add(index)
+            feed.put.remote(index, chunk and pickle.dumps(chunk))
 
-        deaths: Counter[int | None] = Counter()  # by a prompt's place; None is dying at the start
-        while len(self._workers) < self._count:
-            self._workers.append(self._new_worker())
-        while True:
-            for worker in self._workers:
-                worker.hand_out(backlog, sampling)
-            if not backlog.waiting and not any(worker.answering for worker in self._workers):
-                return
-            ready, _ = ray.wait(
-                [ref for worker in self._workers for ref in worker.refs()], timeout=SAY_WAITING_EVERY_SEC
-            )
-            if not ready and not any(worker.started for worker in self._workers):
-                _say(
-                    f"waiting for the cluster to start {self._count} workers of {self._needs()} each;"
-                    f" it has {ray.cluster_resources()}"
+    def _dataset(self, feed: Any, sampling: Sampling) -> Any:
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # a row is a block: nothing waits for company
+        context.execution_no_progress_timeout_s = -1  # nodes and long answers take their time
+        context.op_resource_reservation_enabled = False  # `_hand_out` bounds what is under way
+        made = ray.cloudpickle.dumps(self._make_engine), self.identity | _versions()
+        with ray.data.DataContext.current(context):
+            return (
+                ray.data.from_items([0])
+                .map_batches(partial(_read, feed=feed), batch_size=None, **_here())
+                .map_batches(
+                    _Worker,
+                    fn_constructor_args=(*made, sampling, feed, os.getcwd()),
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    compute=ray.data.ActorPoolStrategy(
+                        min_size=1,
+                        max_size=self._count,
+                        initial_size=self._count,
+                        max_concurrent_calls_per_actor=CALLS,
+                        enable_true_multi_threading=True,
+                    ),
+                    **self._needs(),
                 )
-            for number, worker in enumerate(self._workers):
-                try:
-                    for item in worker.collect(ready, self.identity):
-                        deaths[None] = 0
-                        yield item
-                except ray.exceptions.RayTaskError as err:
-                    where = f"{worker.host}: " if self._address and worker.started else ""
-                    raise EngineGone(where + one_line(err.cause)) from err
-                except ray.exceptions.RayError as err:
-                    self._workers[number] = self._replace(worker, backlog, deaths, err)
+            )
 
-    def _replace(
-        self, dead: "_Worker", backlog: "_Backlog", deaths: "Counter[int | None]", err: Exception
-    ) -> "_Worker":
-        dead.kill()
-        lost = sorted(dead.asked.items())
-        for place in dead.asked or [None]:
-            deaths[place] += 1
-        reason = _reason(err)
-        worst = max(lost, key=lambda item: deaths[item[0]], default=(None, ""))
-        if deaths[worst[0]] >= MOST_DEATHS:
-            what = f"the prompts in flight, the first {lost[0][1][:60]!r}" if lost else "its start"
-            raise EngineGone(
-                f"{MOST_DEATHS} workers died, one after the other, of {what} (on {dead.host}: {reason}); if"
-                " memory ran out, lower label.batch_size or label.engine_workers"
-            ) from err
-        _say(f"a worker on {dead.host} died ({reason}); {len(lost)} prompts are asked again")
-        backlog.put_back(lost)
-        self.asked_again += len(lost)
-        return self._new_worker()
-
-    def _new_worker(self) -> "_Worker":
-        import ray
-        from ray import cloudpickle
-
-        options: Any = {"concurrency_groups": {"engine": 1, "feed": 1}, **self._needs()}
-        actor = ray.remote(**options)(_actor_class()).remote()
-        make_engine = cloudpickle.dumps(self._make_engine)
-        return _Worker(actor, actor.start.remote(make_engine, os.getcwd(), SAME_EVERYWHERE))
-
-    def _needs(self) -> dict[str, float]:
+    def _needs(self) -> dict[str, Any]:
         """Return the processors and GPUs of one worker; Ray gives it as many OpenMP threads."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if gpus := int(sum(node.get("GPU", 0) for node in nodes)):
+        addable = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+        gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        if gpus or addable.get("GPU") or self._needs_gpu:
             if self._address is None and gpus < self._count * self._gpus_per_worker:
                 raise EngineGone(
                     f"label.engine_workers: found {self._count} workers of {self._gpus_per_worker} GPUs,"
                     f" expected no more than the {gpus} GPUs here; lower it, or give a cluster's address"
                 )
+            if not gpus:
+                _say(f"no node has a GPU yet; waiting for workers of {self._gpus_per_worker} GPUs each")
             return {"num_cpus": 1, "num_gpus": self._gpus_per_worker}
         cpus = [int(node.get("CPU", 0)) for node in nodes]
+        if not any(cpus):
+            _say("no node has a processor for workers yet; waiting for the cluster to grow")
         share: float = _share(cpus, self._count)
         if self._address is None:  # more workers than processors share them
             share = min(share, int(1e4 * sum(cpus) / self._count) / 1e4)
         return {"num_cpus": share, "num_gpus": 0}
 
-    def _end_workers(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        self._workers = []
+
+class _Feed:
+    """An actor with the chunks under way, and how often each thing was begun that has not ended yet.
+
+    A chunk stays until it is answered, so a reader that starts again hands out the same.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, bytes] = {}
+        self.begun: Counter[Any] = Counter()
+        self.reasons: dict[Any, str] = {}
+        self.read = 0
+        self.total: int | None = None
+        self.news = asyncio.Condition()
+
+    async def put(self, index: int, chunk: bytes | None) -> None:
+        """Add a chunk; None says that there are no more."""
+        async with self.news:
+            if chunk is None:
+                self.total = index
+            else:
+                self.chunks[index] = chunk
+            self.news.notify_all()
+
+    async def get(self, index: int) -> bytes | None:
+        """Wait for a chunk; return nothing in place of an answered one, None after the last."""
+        async with self.news:
+            await self.news.wait_for(lambda: index in self.chunks or index < self.read or index == self.total)
+            self.read = max(self.read, index + 1)
+            return None if index == self.total else self.chunks.get(index, b"")
+
+    async def begin(self, key: Any) -> tuple[int, str]:
+        """Return how often it was begun before without an end, and what was noted of that."""
+        self.begun[key] += 1
+        return self.begun[key] - 1, self.reasons.get(key, "it ended without a word, as by lack of memory")
+
+    async def note(self, key: Any, reason: str) -> None:
+        self.reasons[key] = reason
+
+    async def end(self, key: Any) -> None:
+        for kept in (self.begun, self.reasons, self.chunks):
+            kept.pop(key, None)
+
+    async def outlive(self) -> None:
+        await asyncio.Event().wait()
 
 
-class _Backlog:
-    """The prompts to hand out: those of dead workers first, then the caller's, read when they are needed."""
+def _read(_: Any, *, feed: Any) -> Iterator[Any]:
+    """Yield a row a chunk, as the feed gets them."""
+    import pyarrow
+    import ray
 
-    def __init__(self, prompts: Iterable[str]) -> None:
-        self._source = enumerate(prompts)
-        self._again: deque[Item] = deque()
-        self._ended = False
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there may be prompts left."""
-        return bool(self._again) or not self._ended
-
-    def take(self) -> list[Item]:
-        """Return the next chunk; empty when there is no prompt left."""
-        chunk = [self._again.popleft() for _ in range(min(CHUNK, len(self._again)))]
-        new = list(islice(self._source, CHUNK - len(chunk)))
-        self._ended = self._ended or len(chunk) + len(new) < CHUNK
-        return chunk + new
-
-    def put_back(self, items: list[Item]) -> None:
-        self._again.extendleft(reversed(items))
+    for index in count():
+        chunk = ray.get(feed.get.remote(index))
+        if chunk is None:
+            return
+        yield pyarrow.table({"index": [index], "chunk": [chunk]})
 
 
 @dataclass
+class _Job:
+    """Prompts that a worker answers together; `answers` by their place, `done` holds them in order."""
+
+    index: int
+    prompts: list[str]
+    deaths: int = 0  # of workers that were asked these before
+    answers: dict[int, Answer] = field(default_factory=dict)
+    done: "Future[list[Answer]]" = field(default_factory=Future)
+
+    def take(self, number: int, answer: Answer) -> None:
+        self.answers[number] = answer
+        if len(self.answers) == len(self.prompts):
+            self.done.set_result([self.answers[n] for n in range(len(self.prompts))])
+
+
 class _Worker:
-    """One actor, as this process sees it.
+    """One copy of the engine, in an actor of the pool.
 
-    `starting`, `answering` and `adding` are the calls under way: building the engine, the stream of answers,
-    and the last chunk handed out, which returns when the one before it has been begun.
+    A thread of its own asks the engine, as long as there are chunks as one stream of prompts. Chunks whose
+    worker died are asked one at a time, and after that prompt by prompt.
     """
 
-    actor: Any
-    starting: Any
-    host: str = "a node"
-    answering: Any = None
-    adding: Any = None
-    asked: dict[int, str] = field(default_factory=dict)  # the prompts without an answer, by place
-    fed: bool = False  # it has been told that there are no more prompts
-
-    @property
-    def started(self) -> bool:
-        return self.starting is None
-
-    def refs(self) -> list[Any]:
-        return [ref for ref in (self.starting, self.answering, self.adding) if ref is not None]
-
-    def hand_out(self, backlog: _Backlog, sampling: Sampling) -> None:
-        """Give the next chunk where there is room for one."""
-        if not self.started or self.adding is not None or (self.answering and self.fed):
-            return
-        chunk = backlog.take()
-        if self.answering is None:
-            if not chunk:
-                return
-            self.answering, self.fed = self.actor.answers.remote(sampling), False
-        self.asked.update(chunk)
-        self.adding, self.fed = self.actor.add.remote(chunk), not chunk
-
-    def collect(self, ready: list[Any], identity: dict[str, Any]) -> Iterator[tuple[int, Answer]]:
-        """Yield the answers that are there.
-
-        Raises:
-            EngineGone: the worker's engine or installation is not the one here.
-            ray.exceptions.RayError: the worker is dead, or its engine has raised an error (RayTaskError).
-        """
+    def __init__(
+        self, make_engine: bytes, expected: dict[str, Any], sampling: Sampling, feed: Any, folder: str
+    ) -> None:
         import ray
 
-        if self.starting in ready:
-            self.host, found, versions = ray.get(self.starting)
-            _check_same(self.host, {**identity, **_versions()}, {**found, **versions})
-            self.starting = None
-        # Before the other call's result: of a worker that has died, these are the answers that came through
-        while self.answering is not None and (self.answering in ready or self.answering.next_ready()):
-            try:
-                place, answer = ray.get(next(self.answering))
-            except StopIteration:
-                self.answering = None
-                break
-            del self.asked[place]
-            yield place, answer
-            ready = []
-        if self.adding is not None and ray.wait([self.adding], timeout=0)[0]:
-            ray.get(self.adding)
-            self.adding = None
+        self.sampling, self.feed, self.error = sampling, feed, ""
+        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        threading.Thread(target=self._end_with_feed, daemon=True).start()
+        if os.path.isdir(folder):  # a cluster's workers start elsewhere, and paths may be relative
+            os.chdir(folder)
+        me, host = ray.get_runtime_context().get_actor_id(), socket.gethostname()
+        starts, reason = ray.get(feed.begin.remote(me))
+        try:
+            if starts >= MOST_STARTS:
+                raise EngineGone(f"the worker died {starts} times at its start; {reason}")
+            self.engine: Engine = ray.cloudpickle.loads(make_engine)()
+            _check_same(expected, self.engine.identity | _versions())
+            hello = self.engine.render("Hello", "", "system1")  # loads the model
+            list(self.engine.generate([hello], Sampling(1)))
+        except ImportError as err:
+            self.error = (
+                f"{host}: the worker cannot import what it needs ({err}); install the project there, the same"
+                " versions as here, or submit the run with a runtime_env that brings it"
+            )
+        except Exception as err:
+            self.error = f"{host}: {one_line(err)}"
+        ray.get(feed.end.remote(me))
+        threading.Thread(target=self._work, daemon=True).start()
 
-    def kill(self) -> None:
+    def __call__(self, row: Any) -> Any:
+        import pyarrow
         import ray
 
-        if ray.is_initialized():
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(self.actor)
+        index, chunk = row["index"][0].as_py(), row["chunk"][0].as_py()
+        if not chunk:  # answered before its reader started again; nobody waits for this
+            return pyarrow.table({"answers": pyarrow.array([], pyarrow.binary())})
+        if self.error:
+            result: Any = (index, 0, self.error)
+        else:
+            job = _Job(index, pickle.loads(chunk), ray.get(self.feed.begin.remote(index))[0])
+            self.jobs.put(job)
+            result = (index, job.deaths, job.done.result())
+        return pyarrow.table({"answers": [pickle.dumps(result)]})
 
+    def _work(self) -> None:
+        following: list[_Job] = []
 
-def _actor_class() -> Any:
-    """Return the class of the actors.
+        def fresh(job: _Job) -> Iterator[_Job]:
+            """Yield this and the chunks that are there, up to one that is not to have company."""
+            while True:
+                yield job
+                try:
+                    job = self.jobs.get_nowait()
+                except queue.Empty:
+                    return
+                if job.deaths:
+                    following.append(job)
+                    return
 
-    It is made here, and names nothing of this module, so that Ray sends it whole: then a node without the
-    project starts its worker all the same, which can say what is missing.
-    """
-    import ray
+        while True:
+            job = following.pop() if following else self.jobs.get()
+            if job.deaths < 2:
+                self._ask([job] if job.deaths else fresh(job))
+                continue
+            for number, prompt in enumerate(job.prompts):
+                job.take(number, self._ask_alone((job.index, number), prompt))
 
-    class LabelWorker:
-        def __init__(self) -> None:
-            import queue
+    def _ask(self, jobs: Iterable[_Job], key: Any = None) -> None:
+        """Ask; an engine that fails takes its worker with it, so that the next one starts afresh."""
+        import ray
 
-            self.chunks: Any = queue.Queue(maxsize=1)
+        asked: dict[int, tuple[_Job, int]] = {}
 
-        @ray.method(concurrency_group="engine")
-        def start(self, make_engine: bytes, folder: str, packages: tuple[str, ...]) -> tuple[Any, Any, Any]:
-            import importlib.metadata
-            import os
-            import socket
-
-            from ray import cloudpickle
-
-            host = socket.gethostname()
-            if os.path.isdir(folder):  # a cluster's workers start elsewhere, and paths may be relative
-                os.chdir(folder)
-            try:
-                make = cloudpickle.loads(make_engine)
-            except ImportError as err:
-                raise RuntimeError(
-                    f"{host}: the worker cannot import what it needs ({err}); install the project there, the"
-                    " same versions as here, or submit the run with a runtime_env that brings it"
-                ) from None
-            self.engine = make()
-            found = {name: importlib.metadata.distributions(name=name) for name in packages}
-            versions = {name: next((d.version for d in each), None) for name, each in found.items()}
-            return host, self.engine.identity, versions
-
-        @ray.method(concurrency_group="engine")
-        def answers(self, sampling: Any) -> Any:
-            places: dict[int, int] = {}
-            feed = self._feed(places)
-            for number, answer in self.engine.generate(feed, sampling):
-                yield places.pop(number), answer
-            if places or next(feed, None) is not None:
-                raise RuntimeError(f"{self.engine.teacher}: the engine left a prompt without an answer")
-
-        def _feed(self, places: dict[int, int]) -> Any:
-            count = 0
-            while chunk := self.chunks.get():
-                for place, prompt in chunk:
-                    places[count] = place
-                    count += 1
+        def prompts() -> Iterator[str]:
+            numbers = count()
+            for job in jobs:
+                for number, prompt in enumerate(job.prompts):
+                    asked[next(numbers)] = job, number
                     yield prompt
 
-        @ray.method(concurrency_group="feed")
-        def add(self, chunk: list[tuple[int, str]]) -> None:
-            self.chunks.put(chunk)
+        try:
+            for place, answer in self.engine.generate(prompts(), self.sampling):
+                job, number = asked.pop(place)
+                job.take(number, answer)
+            if asked:
+                raise EngineGone(f"the engine left {len(asked)} prompts without an answer")
+        except BaseException as err:
+            ray.get(self.feed.note.remote(key, one_line(err)))
+            os._exit(1)
 
-    return LabelWorker
+    def _ask_alone(self, key: Any, prompt: str) -> Answer:
+        import ray
+
+        deaths, reason = ray.get(self.feed.begin.remote(key))
+        if deaths >= MOST_ALONE:
+            return Answer(f"its worker died {deaths} times: {reason}", 0, "refused", lasting=False)
+        job = _Job(key[0], [prompt])
+        self._ask([job], key)
+        ray.get(self.feed.end.remote(key))
+        return job.done.result()[0]
+
+    def _end_with_feed(self) -> None:
+        """Leave nothing running once nobody waits for the answers."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.feed.outlive.remote())
+        os._exit(0)
+
+
+def _here() -> dict[str, Any]:
+    """Return Ray's options for what stays on this node: a lost one must not take the prompts with it."""
+    import ray
+
+    return {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
 
 
 def _join_cluster(address: str | None) -> contextlib.ExitStack:
@@ -432,29 +497,18 @@ def _versions() -> dict[str, str | None]:
     return {name: next((d.version for d in distributions(name=name)), None) for name in SAME_EVERYWHERE}
 
 
-def _check_same(host: str, here: dict[str, Any], there: dict[str, Any]) -> None:
-    different = [key for key in here if _public(here[key]) != _public(there.get(key))]
-    if different:
-        key = different[0]
-        raise EngineGone(
-            f"{host}: the worker has {key} {there.get(key)}, expected {here[key]} as on"
-            f" {socket.gethostname()}, or its answers are others; install the same there"
-        )
+def _check_same(here: dict[str, Any], there: dict[str, Any]) -> None:
+    for key in here:
+        if _public(here[key]) != _public(there.get(key)):
+            raise EngineGone(
+                f"the worker has {key} {there.get(key)}, expected {here[key]}, or its answers are others;"
+                " install the same on every machine"
+            )
 
 
 def _public(value: Any) -> Any:
     """Return a version without its build: a head without a GPU has torch 2.13.0+cpu, its nodes +cu130."""
     return value.partition("+")[0] if isinstance(value, str) else value
-
-
-def _reason(err: Exception) -> str:
-    """Return the one sentence of Ray's paragraphs that says how a worker ended."""
-    text = one_line(err)
-    for start in ("Worker exit detail: ", "The actor is dead because "):
-        if start in text:
-            text = text.split(start, 1)[1]
-            break
-    return text.split(". ", 1)[0][:200]
 
 
 def _say(text: str) -> None:
