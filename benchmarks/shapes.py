@@ -1,9 +1,10 @@
 """Trains a model of a real one's shape, with random weights and tokens: speed, MFU, memory."""
 
-import resource
+import re
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def run_shape(shape: str, tokens: int, length: int, steps: int, checkpointed: bo
     if shape not in SHAPES:
         raise SystemExit(f"--shape: found {shape}, expected one of {', '.join(SHAPES)}")
     on_gpu = torch.cuda.is_available()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    before = _peak_rss()
     with tempfile.TemporaryDirectory(prefix="bench-shape-") as folder:
         arguments = TrainingArguments(
             folder,
@@ -138,7 +139,14 @@ class _Clock(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.monotonic())
-        self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        self.peak_bytes = _peak_rss()
+
+
+def _peak_rss() -> int:
+    """Return the most bytes that this process had (proc(5)); getrusage counts what it was forked from too."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return KIB * int(found[1])
 
 
 def _examples(vocabulary: int, length: int, count: int) -> list[Example]:

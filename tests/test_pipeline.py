@@ -139,7 +139,8 @@ def test_new_sample_data_of_system1_reruns_system1(project):
     table = pq.read_table(path)
     new = pa.table({"instruction": ["Name a quiet place."], "output": ["A library."]})
     pq.write_table(pa.concat_tables([new.cast(table.schema), table]), path)
-    assert stages_run(dvc(project, "repro")) == {"prepare_s1", "label", "train_s1", "refine_s1"} | JUDGED
+    ran = stages_run(dvc(project, "repro"))
+    assert ran == {"prepare_s1", "label", "write_config", "train_s1", "refine_s1"} | JUDGED
 
 
 @pytest.mark.slow
