@@ -1,15 +1,14 @@
 """Trains a model of a real one's shape, with random weights and tokens: speed, MFU, memory."""
 
-import re
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, TrainerCallback, TrainingArguments
 
+from distill_app.evaluation.asking.cost import status_bytes
 from distill_app.planning.hardware import GPUS
 from distill_app.training.batches import Collator
 from distill_app.training.examples import NO_LOSS, Example
@@ -17,7 +16,6 @@ from distill_app.training.losses import Objective
 from distill_app.training.memory import fixed_bytes, token_bytes
 from distill_app.training.trainer import DistillationTrainer, set_deterministic
 
-KIB = 1024  # bytes; ru_maxrss counts in these on Linux
 PROMPT_SHARE = 0.25  # of an example, without loss
 SHAPES: dict[str, dict[str, Any]] = {  # of Qwen2.5's configs
     "qwen2.5-0.5b": {
@@ -84,7 +82,7 @@ def run_shape(shape: str, tokens: int, length: int, steps: int, checkpointed: bo
     if shape not in SHAPES:
         raise SystemExit(f"--shape: found {shape}, expected one of {', '.join(SHAPES)}")
     on_gpu = torch.cuda.is_available()
-    before = _peak_rss()
+    before = status_bytes("VmHWM")  # getrusage counts what it was forked from too
     with tempfile.TemporaryDirectory(prefix="bench-shape-") as folder:
         arguments = TrainingArguments(
             folder,
@@ -139,14 +137,7 @@ class _Clock(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.monotonic())
-        self.peak_bytes = _peak_rss()
-
-
-def _peak_rss() -> int:
-    """Return the most bytes that this process had (proc(5)); getrusage counts what it was forked from too."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return KIB * int(found[1])
+        self.peak_bytes = status_bytes("VmHWM")
 
 
 def _examples(vocabulary: int, length: int, count: int) -> list[Example]:

@@ -5,8 +5,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from http.server import ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -98,3 +100,23 @@ def label_folder(folder: Path, store: Path, engine: Echo, **changes: object) -> 
 if __name__ == "__main__":
     place, store_path, asked, ahead, pause = sys.argv[1:]
     label_folder(Path(place), Path(store_path), Echo(int(ahead), float(pause), Path(asked)))
+
+
+def servers(kind: Callable[..., ThreadingHTTPServer]) -> Iterator[Callable[..., Any]]:
+    """Give a fixture that makes servers, which end with the test."""
+    made: list[Any] = []
+
+    def make(*args: object, **options: object) -> Any:
+        made.append(kind(*args, **options))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+def go_straight(monkeypatch: Any) -> None:
+    """Let clients use no proxy of this machine's."""
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)

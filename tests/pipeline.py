@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -22,15 +23,20 @@ PARTS = (
 )
 
 
-def make_project(folder: Path, tiny_model: Path) -> Path:
-    """Copy code and sample data into `folder`, with params for a tiny teacher, under git and DVC."""
-    for part in PARTS:
+def copy_parts(folder: Path, parts: Iterable[str] = PARTS) -> None:
+    """Copy code and sample data into `folder`."""
+    for part in parts:
         source, target = ROOT / part, folder / part
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
+
+
+def make_project(folder: Path, tiny_model: Path) -> Path:
+    """Copy code and sample data into `folder`, with params for a tiny teacher, under git and DVC."""
+    copy_parts(folder)
     shutil.copytree(tiny_model, folder / "tiny")
     graph = folder / "dvc.yaml"
     graph.write_text(

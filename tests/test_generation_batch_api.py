@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fakes import SPLITS, label_folder, label_params, write_instructions
+from fakes import SPLITS, go_straight, label_folder, label_params, servers, write_instructions
 
 from distill_app.core.errors import EngineGone
 from distill_app.generation import batch_api, endpoint
@@ -144,16 +144,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def make_provider():
-    providers = []
-
-    def make(*args, **kwargs):
-        providers.append(Provider(*args, **kwargs))
-        return providers[-1]
-
-    yield make
-    for provider in providers:
-        provider.shutdown()
-        provider.server_close()
+    yield from servers(Provider)
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +154,7 @@ def hasty(monkeypatch, tmp_path):
     monkeypatch.setattr(batch_api, "FULL_SEC", 0.01)
     monkeypatch.setattr(endpoint, "PAUSE_SEC", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    go_straight(monkeypatch)
 
 
 def ask(provider, words=("one", "two", "three"), sampling=GREEDY, quota=None):

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fakes import go_straight, servers
 
 from distill_app.core.errors import EngineGone
 from distill_app.core.prompts import teacher_prompt
@@ -192,24 +193,14 @@ def server(running):
 
 @pytest.fixture
 def make_proxy():
-    proxies = []
-
-    def make(*args, **kwargs):
-        proxies.append(Proxy(*args, **kwargs))
-        return proxies[-1]
-
-    yield make
-    for proxy in proxies:
-        proxy.shutdown()
-        proxy.server_close()
+    yield from servers(Proxy)
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     monkeypatch.setattr(endpoint, "PAUSE_SEC", 0.02)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    go_straight(monkeypatch)
 
 
 @pytest.fixture

@@ -97,9 +97,8 @@ def notes(tmp_path):
 def cluster():
     """A cluster that this process is connected to, as after a caller's own `ray.init`; its address."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", str(Path(__file__).parent)
-        )  # pytest's own path is not that of its children
+        # pytest's own path is not that of its children
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         context = ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()

@@ -17,7 +17,8 @@ from distill_app.core.files import read_records
 from distill_app.core.logits import STEP, TAIL_FLOOR, TopLogits, TopRow, tokenizer_digest
 from distill_app.core.models import load_student, load_trainable, save_checkpoint
 from distill_app.labeling import logits
-from distill_app.labeling.logits import Row, check_logits, check_top_logits, tokenized, write_top_logits
+from distill_app.labeling.likelihood import ReadText
+from distill_app.labeling.logits import check_logits, check_top_logits, tokenized, write_top_logits
 
 TOP = 5
 RECORDS = [
@@ -157,7 +158,7 @@ def test_a_pass_holds_no_more_tokens_than_allowed_and_only_answers_are_scored(ex
 def test_answers_are_read_a_window_ahead_and_no_more(monkeypatch):
     monkeypatch.setattr(logits, "WINDOW_TOKENS", 200)
     taken = count()
-    endless = (Row([0] * (next(taken) % 50), 0) for _ in iter(int, 1))
+    endless = (ReadText([0] * (next(taken) % 50), 0) for _ in iter(int, 1))
     windows = list(islice(logits._windows(endless), 5))
     assert sum(map(len, windows)) == next(taken)
     assert all(200 <= sum(len(row.ids) for row in window) < 250 for window in windows)

@@ -26,7 +26,7 @@ from distill_app.core.errors import EngineGone
 from distill_app.core.files import save_json
 from distill_app.core.stage import one_line
 from distill_app.generation.answers import Answer, Sampling
-from distill_app.generation.endpoint import ROUNDS, Endpoint, Unusable, pause_sec
+from distill_app.generation.endpoint import ROUNDS, Endpoint, Unusable, as_json, pause_sec, require_end
 
 WORK_DIR = "work/batches"
 MAX_REQUESTS = 50_000  # of a file, and the next line its bytes: OpenAI's limits
@@ -75,7 +75,7 @@ class _Batch:
         for line in self.path.open("rb"):
             request = json.loads(line)
             if request["custom_id"] in ids:
-                yield request["custom_id"], _canonical(request["body"]["messages"])
+                yield request["custom_id"], as_json(request["body"]["messages"])
 
     def remove(self) -> None:
         for suffix in (".json", ".jsonl", ".part"):
@@ -95,8 +95,7 @@ class BatchEndpoint(Endpoint):
         """
         from openai import OpenAI
 
-        if not sampling.stop_at_eos:
-            raise ValueError("stop_at_eos: found False, but servers always stop at the end of sequence")
+        require_end(sampling)
         with OpenAI(api_key=self.key or "none", base_url=self.base_url) as client:
             yield from _Run(self, client, sampling).answers(enumerate(prompts))
 
@@ -158,10 +157,10 @@ class _Run:
         options = self.endpoint.options(prompt, self.sampling)
         body = {"model": self.endpoint.teacher, "messages": json.loads(prompt), **options}
         body |= body.pop("extra_body", {})
-        key = hashlib.sha256(_canonical(body).encode()).hexdigest()
+        key = hashlib.sha256(as_json(body).encode()).hexdigest()
         line = {"custom_id": key, "method": "POST", "url": URL, "body": body}
         most = (len(prompt.encode()), self.sampling.max_new_tokens)  # a token is a byte or more
-        return _Request(key, _canonical(line).encode() + b"\n", most)
+        return _Request(key, as_json(line).encode() + b"\n", most)
 
     def _send(self, prompts: Iterator[tuple[int, str]]) -> bool:
         """Fill a file up to its limits, or to the cost ceiling, and send it; False if it is empty.
@@ -405,8 +404,3 @@ class _Run:
 
     def _say(self, line: str) -> None:
         print(f"{self.endpoint.address}: {line}", file=sys.stderr, flush=True)
-
-
-def _canonical(value: Any) -> str:
-    """Return JSON as `Endpoint.render` writes it: the same bytes for the same words."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -112,7 +112,7 @@ class Endpoint:
     def render(self, instruction: str, input_text: str, mode: Mode) -> str:
         """Return the chat messages as JSON, the same bytes for the same words."""
         messages = teacher_messages(instruction, input_text, mode, self._system_prompt)
-        return json.dumps(messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return as_json(messages)
 
     def generate(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
         """Yield each prompt's place and answer as it comes; as many prompts are read as are under way.
@@ -127,8 +127,7 @@ class Endpoint:
         from anyio.from_thread import start_blocking_portal
         from openai import AsyncOpenAI, Timeout
 
-        if not sampling.stop_at_eos:
-            raise ValueError("stop_at_eos: found False, but servers always stop at the end of sequence")
+        require_end(sampling)
         numbered = enumerate(prompts)
         done: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         client = AsyncOpenAI(
@@ -317,6 +316,21 @@ def _words(err: Exception) -> str:
         body = err.body if isinstance(err.body, str) else json.dumps(err.body, ensure_ascii=False)
         text = f"{err.status_code}: {body}"
     return " ".join(text.split())
+
+
+def as_json(value: Any) -> str:
+    """Return JSON that is the same bytes for the same words."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def require_end(sampling: Sampling) -> None:
+    """Refuse what the protocol cannot say.
+
+    Raises:
+        ValueError: `sampling.stop_at_eos` is False.
+    """
+    if not sampling.stop_at_eos:
+        raise ValueError("stop_at_eos: found False, but servers always stop at the end of sequence")
 
 
 def pause_sec(err: Exception, failures: int) -> float:

@@ -269,10 +269,10 @@ def label_files(
     samplings = _samplings(sampling, params.samples)
 
     def cases(source: str) -> Iterator[tuple[Record, Case]]:
-        records, *asked = tee(iter_records(source), 2 + params.samples)  # a few hundred records apart
-        rendered = _rendered(engine, asked.pop(), "system1")
+        records, read = tee(iter_records(source))  # a few hundred records apart
+        rendered, *asked = tee(_rendered(engine, read, "system1"), 1 + params.samples)
         answered = [
-            read_answers(engine, _rendered(engine, some, "system1"), each, store, retry_to)
+            read_answers(engine, some, each, store, retry_to)
             for some, each in zip(asked, samplings, strict=True)
         ]
         for record, prompt, *answers in zip(records, rendered, *answered, strict=True):

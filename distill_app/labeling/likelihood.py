@@ -29,10 +29,12 @@ class ReadText:
 
     @property
     def inputs(self) -> list[int]:
+        """What the model reads."""
         return self.ids[:-1]  # nothing is predicted after the last
 
     @property
     def answer(self) -> list[int]:
+        """What is scored."""
         return self.ids[self.start :]
 
 
@@ -48,6 +50,7 @@ def answer_nats(reading: Reading) -> list[dict[str, float] | None]:
 
 
 def read_texts(reading: Reading) -> list[ReadText]:
+    """Return each prompt and its answer in tokens."""
     tokenizer, texts = reading.tokenizer, []
     ended = [True] * len(reading.answers) if reading.ended is None else reading.ended
     for prompt, answer, ends in zip(reading.prompts, reading.answers, ended, strict=True):

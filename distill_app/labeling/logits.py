@@ -48,33 +48,15 @@ from distill_app.core.prompts import Mode, teacher_prompt
 from distill_app.core.stage import die_with_parent
 from distill_app.generation.identity import resolve_weights
 from distill_app.generation.memory import release_memory
+from distill_app.labeling.likelihood import PASS_TOKENS, ReadText
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.progress import REPORT_EVERY_SEC, tell
 
-PASS_TOKENS = 2048  # of one forward pass, padding included; a longer answer has a pass of its own
 WINDOW_TOKENS = 16 * PASS_TOKENS  # of answers that are scored together, those of like length side by side
 HEAD_CELLS = 2**25  # logits held at a time, 128 MiB in float32
 PROBE_TOKENS = 8
 WORK_DIR = "work/logits"
 PARAMS: dict[Mode, str] = {"system1": "label.top_logits", "system2": "score_s2.top_logits"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """The tokens of a prompt and its answer; the answer begins at `start` and ends with end of sequence."""
-
-    ids: list[int]
-    start: int
-
-    @property
-    def inputs(self) -> list[int]:
-        """What the model reads."""
-        return self.ids[:-1]  # nothing is predicted after the last
-
-    @property
-    def answer(self) -> list[int]:
-        """What is scored."""
-        return self.ids[self.start :]
 
 
 def check_top_logits(params: LabelParams, mode: Mode = "system1") -> None:
@@ -151,7 +133,7 @@ class _Task:
     about: About
     labeled_path: str
     first: int
-    window: list[Row]
+    window: list[ReadText]
     part: Path
 
 
@@ -188,12 +170,12 @@ class _Scoring:
                 yield _Task(self.teacher, self.about, self.labeled_path, first, window, parts[-1])
             first += len(window)
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[ReadText]:
         system = self.params.system_prompt
         records = iter_records(self.labeled_path)
         return (tokenized(self.tokenizer, record, self.mode, system) for record in records)
 
-    def _key(self, window: Sequence[Row]) -> str:
+    def _key(self, window: Sequence[ReadText]) -> str:
         """Return a hash of all that decides what is written for a window."""
         made_by = {
             "format": FORMAT,
@@ -304,16 +286,16 @@ def _load(teacher: _Teacher) -> Model:
     return model
 
 
-def tokenized(tokenizer: Tokenizer, record: Record, mode: Mode, system_prompt: str | None = None) -> Row:
+def tokenized(tokenizer: Tokenizer, record: Record, mode: Mode, system_prompt: str | None = None) -> ReadText:
     """Return a record as the teacher reads it; the answer's tokens are those of `output` alone."""
     text = teacher_prompt(tokenizer, record["instruction"], record["input"], mode, system_prompt)
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     answer = tokenizer(record["output"], add_special_tokens=False)["input_ids"]
-    return Row([*prompt, *answer, tokenizer.eos_token_id], len(prompt))
+    return ReadText([*prompt, *answer, tokenizer.eos_token_id], len(prompt))
 
 
-def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    window: list[Row] = []
+def _windows(rows: Iterable[ReadText]) -> Iterator[list[ReadText]]:
+    window: list[ReadText] = []
     tokens = 0
     for row in rows:
         window.append(row)
@@ -325,7 +307,7 @@ def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield window
 
 
-def score_answers(model: Model, window: Sequence[Row], top: int, vocab_size: int) -> list[TopRow]:
+def score_answers(model: Model, window: Sequence[ReadText], top: int, vocab_size: int) -> list[TopRow]:
     """Return what the model finds likeliest at each token of each answer, in the rows' order.
 
     Args:
@@ -342,7 +324,7 @@ def score_answers(model: Model, window: Sequence[Row], top: int, vocab_size: int
     return [scored[place] for place in range(len(window))]
 
 
-def _passes(window: Sequence[Row]) -> Iterator[list[int]]:
+def _passes(window: Sequence[ReadText]) -> Iterator[list[int]]:
     """Yield the places of the rows of each pass, longest first."""
     places = sorted(range(len(window)), key=lambda place: -len(window[place].inputs))
     while places:
@@ -351,7 +333,7 @@ def _passes(window: Sequence[Row]) -> Iterator[list[int]]:
         places = places[count:]
 
 
-def _score(model: Model, rows: Sequence[Row], top: int, vocab_size: int) -> list[TopRow]:
+def _score(model: Model, rows: Sequence[ReadText], top: int, vocab_size: int) -> list[TopRow]:
     """Return each row's answer, scored in one pass; only the answers go through the output layer."""
     import torch
 

@@ -45,9 +45,8 @@ from distill_app.labeling.segments import (
     read_records,
 )
 
-SYNC_SEC = (
-    1.0  # between writes that wait for the disk: a power cut may cost answers, the end of a process none
-)
+# Between writes that wait for the disk: a power cut may cost answers, the end of a process none
+SYNC_SEC = 1.0
 USED_EVERY_SEC = 86400.0  # how exactly the last use of a recipe is known
 PLACE_BITS = 40  # of a place, those that tell where in its segment: up to 1 TB
 ATTEMPTS = 100  # at reading a folder whose segments are being compacted
@@ -414,9 +413,7 @@ class AnswerStore:
             file.write(END)
         folder = os.open(self._folder, os.O_RDONLY)
         try:
-            os.fsync(
-                folder
-            )  # so that no power cut undoes the renaming and not the removal of what was copied
+            os.fsync(folder)  # else a power cut may undo the renaming, and not the removal of what was copied
         finally:
             os.close(folder)
 

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,27 @@ def refine_student(
         with new_folder(out_dir) as folder:
             save_checkpoint(trainer.accelerator.unwrap_model(trainer.model_wrapped), ours, folder)
             save_text(folder / "refinement.csv", steps_csv(steps))
-            save_json(folder / "metrics.json", metrics)
-            origin = with_licences(origin)
-            save_json(folder / "provenance.json", origin)
-            save_text(folder / "README.md", training_card(Path(out_dir).name, origin))
-            copy_license(student, folder)
-            check_checkpoint(folder)
+            add_records(folder, Path(out_dir).name, student, metrics, origin)
     _save(metrics_path, metrics, steps)
     return metrics
+
+
+def add_records(
+    folder: Path, name: str, student: str, metrics: Mapping[str, Any], origin: Mapping[str, Any]
+) -> None:
+    """Put beside a refined student's weights what tells of them, and make sure that the folder is whole."""
+    origin = with_licences(origin)
+    save_json(folder / "metrics.json", metrics)
+    save_json(folder / "provenance.json", origin)
+    save_text(folder / "README.md", training_card(name, origin))
+    copy_license(student, folder)
+    check_checkpoint(folder)
+
+
+def csv_table(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV under a line of names; what a row lacks is empty."""
+    lines = [",".join(str(row.get(name, "")) for name in names) for row in rows]
+    return "\n".join([",".join(names), *lines]) + "\n"
 
 
 def _save(metrics_path: str, metrics: dict[str, float], steps: list[dict[str, float]]) -> None:
@@ -261,10 +274,7 @@ def _mean(steps: list[dict[str, float]], name: str) -> float:
 
 def steps_csv(steps: list[dict[str, float]]) -> str:
     """Return a table of the steps; without any the line of names alone."""
-    names = ["step", *COLUMNS.values()]
-    return (
-        "\n".join([",".join(names), *(",".join(str(step[name]) for name in names) for step in steps)]) + "\n"
-    )
+    return csv_table(["step", *COLUMNS.values()], steps)
 
 
 def _origin(params: RefineParams, teacher: TeacherSource, student: str, data_path: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 from distill_app.core.errors import EmptyDataError, TrainingError
 from distill_app.core.files import Record, iter_records, new_folder, read_json, save_json, save_text
 from distill_app.core.final_answers import final_answer, is_right
-from distill_app.core.models import check_checkpoint
 from distill_app.core.prompts import format_prompt
 from distill_app.core.texts import normalise
 from distill_app.data.frames import frame, masked
@@ -27,15 +26,8 @@ from distill_app.labeling.ask import fill_store, read_answers
 from distill_app.labeling.params import LabelParams
 from distill_app.labeling.store import AnswerStore
 from distill_app.refining.params import RefineS2Params
-from distill_app.report.cards.card import training_card
-from distill_app.report.cards.origin import (
-    copy_license,
-    digest_of,
-    file_digest,
-    made_from,
-    model_digest,
-    with_licences,
-)
+from distill_app.refining.refine import add_records, csv_table
+from distill_app.report.cards.origin import digest_of, file_digest, made_from, model_digest
 
 COLUMNS = ("round", "right", "solved", "kept", "examples", "right_validation")
 PACKAGES = ("torch", "transformers", "trl", "math-verify")
@@ -98,12 +90,7 @@ def refine_by_verification(
         with new_folder(out_dir) as folder:
             shutil.copytree(rounds.model(params.rounds), folder, dirs_exist_ok=True)
             save_text(folder / "rounds.csv", rounds_csv(found))
-            save_json(folder / "metrics.json", metrics)
-            origin = with_licences(origin)
-            save_json(folder / "provenance.json", origin)
-            save_text(folder / "README.md", training_card(Path(out_dir).name, origin))
-            copy_license(inputs.student, folder)
-            check_checkpoint(folder)
+            add_records(folder, Path(out_dir).name, inputs.student, metrics, origin)
     save_json(metrics_path, metrics)
     save_text(f"{Path(metrics_path).with_suffix('')}_rounds.csv", rounds_csv(found))
     return metrics
@@ -111,8 +98,7 @@ def refine_by_verification(
 
 def rounds_csv(found: Iterable[Mapping[str, Any]]) -> str:
     """Return a table of the rounds; without any the line of names alone."""
-    lines = [",".join(str(row.get(name, "")) for name in COLUMNS) for row in found]
-    return "\n".join([",".join(COLUMNS), *lines]) + "\n"
+    return csv_table(COLUMNS, found)
 
 
 def _checked_job(config_path: str) -> Job:

@@ -125,12 +125,12 @@ def _working_bytes() -> Iterator[list[int]]:
     except (AttributeError, OSError):  # another C library, not Linux, or a sandbox
         yield peak
         return
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS")
     yield peak
-    peak.append(max(0, _status("VmHWM") - before))
+    peak.append(max(0, status_bytes("VmHWM") - before))
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
     """Return a number of bytes from this process's status (proc(5))."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(found[1]) if found else 0

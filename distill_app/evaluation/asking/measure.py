@@ -289,9 +289,8 @@ def _open_judge(params: MeasureParams, label: LabelParams) -> AbstractContextMan
     """
     if params.judge is None:
         return nullcontext()
-    alone = label.model_copy(
-        update={"engine_workers": 1, "ray_address": None}
-    )  # labelling is spread, not this
+    # Labelling may be spread over workers, this is not
+    alone = label.model_copy(update={"engine_workers": 1, "ray_address": None})
     where = (params.judge_revision, params.judge_engine, params.judge_base_url)
     return closing(open_judge("measure", params.judge, *where, alone))
 
